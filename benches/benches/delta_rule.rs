@@ -1,0 +1,3 @@
+//! Criterion suite: delta_rule.
+
+fn main() {}

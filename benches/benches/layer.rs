@@ -1,0 +1,3 @@
+//! Criterion suite: layer.
+
+fn main() {}

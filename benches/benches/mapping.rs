@@ -1,0 +1,3 @@
+//! Criterion suite: mapping.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Criterion suite: moe.
+
+fn main() {}

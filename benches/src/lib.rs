@@ -1,0 +1,1 @@
+//! What the criterion suites share: synthetic models at real shapes.

@@ -1,0 +1,13 @@
+#include <malloc.h>
+
+#include "shim.h"
+
+namespace bridge_shim {
+
+void keep_freed_memory() {
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+}  // namespace bridge_shim

@@ -1,0 +1,15 @@
+//! Tests of the golden room.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod chat;
+mod checkpoint;
+mod delta_rule;
+mod generation;
+mod gradcheck;
+mod images;
+mod mapping;
+mod model;
+mod ops;
+mod packing;
+mod tokenizer;
+mod training;

@@ -1,0 +1,4 @@
+//! Tests of the property room.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod plans;

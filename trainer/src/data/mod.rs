@@ -1,0 +1,1 @@
+//! Chat data: rows, chat template, tokenizer, images and videos, samples.

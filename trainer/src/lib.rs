@@ -1,0 +1,9 @@
+//! The command line over the bridge: fine-tune, generate, inspect, convert.
+
+mod commands;
+pub mod data;
+mod report;
+#[cfg(feature = "torch")]
+pub mod train;
+
+pub use commands::run;

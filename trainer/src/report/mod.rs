@@ -1,0 +1,1 @@
+//! What users see: tables, progress, plots. The only place that prints.
