@@ -1,0 +1,77 @@
+# make setup | demo | test | lint | bench | test-peers      (see README.md)
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench test-peers clean-demo
+
+VENV := .venv
+PEERS := .venv-peers
+TORCH := torch==2.11.0
+CUDA_FOR_CPU := nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85
+CUDA ?= 0
+
+# A libtorch of your own: make LIBTORCH=/path/to/libtorch ...
+ifdef LIBTORCH
+export LIBTORCH
+LIBTORCH_READY :=
+else
+LIBTORCH_READY := .libtorch
+endif
+
+help:
+	@echo 'make setup       what a build needs: libtorch into .venv (CUDA=1 for a GPU; LIBTORCH=DIR to use your own)'
+	@echo 'make demo        fine-tune the tiny MoE model on pictures of shapes and ask it about them'
+	@echo 'make test        every test'
+	@echo 'make lint        format, clippy and docs, warnings as errors'
+	@echo 'make bench       the criterion suites'
+	@echo 'make test-peers  the same checkpoints through transformers (installs it into $(PEERS))'
+
+setup: tools $(LIBTORCH_READY)
+	@echo 'ready: make demo, make test, or cargo run --release -p trainer -- --help'
+
+.PHONY: tools
+tools:
+	@missing=''; \
+	command -v cargo >/dev/null || missing+=' Rust (rustup.rs, 1.90 or newer)'; \
+	command -v g++ >/dev/null || missing+=' g++'; \
+	command -v python3 >/dev/null || missing+=' python3'; \
+	if [ -n "$$missing" ]; then echo "missing:$$missing; install it and run make setup again" >&2; exit 1; fi
+
+# The wheel's symbolic link hides the Python version from the build. Made last: it marks a whole installation.
+.libtorch:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo 'missing: python3-venv; install it and run make setup again' >&2; exit 1; }
+	[ -x $(VENV)/bin/pip ] || python3 -m venv $(VENV)
+ifeq ($(CUDA),1)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+else
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(TORCH) $(CUDA_FOR_CPU)
+endif
+	ln -sfn "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch" .libtorch
+
+demo: tools $(LIBTORCH_READY)
+	cargo build --release -p trainer
+	rm -rf demo
+	cargo run --release --quiet -p trainer -- demo --model tests/goldens/checkpoints/moe_vl \
+	  --data tests/goldens/data/shapes/train.jsonl --output demo
+
+test: tools $(LIBTORCH_READY)
+	cargo test --release --workspace
+
+lint: tools $(LIBTORCH_READY)
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release -p trainer --no-default-features --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
+
+bench: tools $(LIBTORCH_READY)
+	cargo bench -p benches
+
+# Peers are test partners: nothing that users run depends on them.
+test-peers: tools $(LIBTORCH_READY) $(PEERS)/ready
+	cargo build --release -p trainer
+	$(PEERS)/bin/python tests/peers/transformers_loads_output.py --trainer target/release/trainer
+
+$(PEERS)/ready:
+	[ -x $(PEERS)/bin/pip ] || python3 -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
+	touch $@
