@@ -1,5 +1,6 @@
 //! One file a command. Each holds its arguments and a `run` that does the job.
 
+mod completions;
 mod data;
 #[cfg(feature = "torch")]
 mod finetune;
@@ -11,21 +12,34 @@ mod init;
 mod inspect;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::report::{self, ColorChoice, Verbosity};
 
 /// Fine-tune, generate with, inspect and convert Qwen3.5/3.6-VL checkpoints.
 #[derive(Debug, Parser)]
 #[command(name = "trainer", version, arg_required_else_help = true)]
 struct Cli {
+    /// Say nothing on stderr but warnings and errors.
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more on stderr; twice for a line a tensor.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// When to colour the output.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    color: ColorChoice,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Completions(completions::CompletionsArgs),
     Data(data::DataArgs),
     #[cfg(feature = "torch")]
     Finetune(finetune::FinetuneArgs),
@@ -38,17 +52,25 @@ enum Command {
 }
 
 /// Parses `args` (the program's name first), runs the command and returns the exit code:
-/// 0 done, 1 the job failed, 2 wrong use.
+/// 0 done, 1 the job failed, 2 wrong use, 130 interrupted.
+///
+/// With `--json` an error is one JSON object `{"error": ...}` on stdout.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = args.iter().any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(error) => {
-            // A closed pipe is not an error.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return usage(&error, json),
     };
+    let verbosity = match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, 0) => Verbosity::Normal,
+        (false, 1) => Verbosity::Debug,
+        (false, _) => Verbosity::Trace,
+    };
+    report::init(verbosity, cli.color);
     let result = match &cli.command {
+        Command::Completions(args) => completions::run(args),
         Command::Data(args) => data::run(args),
         #[cfg(feature = "torch")]
         Command::Finetune(args) => finetune::run(args),
@@ -60,11 +82,38 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
     };
     result.unwrap_or_else(|error| {
-        let mut stderr = anstream::stderr();
-        let _ = writeln!(stderr, "error: {error}");
-        for cause in error.chain().skip(1) {
-            let _ = writeln!(stderr, "caused by: {cause}");
+        if is_closed_pipe(&error) {
+            return ExitCode::SUCCESS;
         }
+        report::print_error(&error, json);
         ExitCode::FAILURE
+    })
+}
+
+/// Help and version go to stdout with code 0, wrong use to stderr with code 2.
+fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    let asked_for = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if json && !asked_for {
+        let text = error.to_string();
+        report::print_error(
+            &anyhow::anyhow!("{}", text.trim().trim_start_matches("error: ")),
+            true,
+        );
+    } else {
+        // A closed pipe is not an error.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Whether `error` comes from a reader of our stdout that went away, as `head` does.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe)
     })
 }
