@@ -3,8 +3,24 @@
 //! This is the only room of the trainer that touches the terminal. It knows numbers and text, no models and no data sets.
 //! Invariants: stdout carries results only; a closed pipe is not an error; colour never carries meaning alone.
 
+#[cfg(feature = "torch")]
+mod metrics;
+#[cfg(feature = "torch")]
+mod plot;
+#[cfg(feature = "torch")]
+mod progress;
+#[cfg(feature = "torch")]
+mod tensorboard;
 mod terminal;
 
+#[cfg(feature = "torch")]
+pub(crate) use metrics::{MetricsFile, series};
+#[cfg(feature = "torch")]
+pub(crate) use plot::loss_plot;
+#[cfg(feature = "torch")]
+pub(crate) use progress::{Progress, StepLine, clock};
+#[cfg(feature = "torch")]
+pub(crate) use tensorboard::EventFile;
 pub(crate) use terminal::{ColorChoice, Verbosity, err, init, json_line, out, print_error};
 #[cfg(feature = "torch")]
 pub(crate) use terminal::{bars, note, verbosity};
