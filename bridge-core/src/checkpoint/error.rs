@@ -1,0 +1,242 @@
+//! What can be wrong with stored tensors.
+
+use std::path::PathBuf;
+
+/// Why a checkpoint cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: `open`, `read`, `write`, ...
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The directory holds no weights.
+    #[error("{} holds neither model.safetensors.index.json nor model.safetensors; is it a Hugging Face model directory?", dir.display())]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Both a single file and an index of other files.
+    #[error("{} holds a model.safetensors beside an index that does not name it; remove the one that is stale", dir.display())]
+    Ambiguous {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The files contradict themselves or each other.
+    #[error("{} cannot be used: {}", path.display(), first_ten(problems))]
+    Files {
+        /// The file or directory.
+        path: PathBuf,
+        /// All that was found.
+        problems: Vec<FileProblem>,
+    },
+    /// No tensor of this name.
+    #[error("there is no tensor `{name}`")]
+    NoTensor {
+        /// The name.
+        name: String,
+    },
+    /// A range outside a tensor.
+    #[error("bytes {start}..{end} of `{name}` were asked for, it has {num_bytes}")]
+    Range {
+        /// The tensor.
+        name: String,
+        /// First byte.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Bytes of the tensor.
+        num_bytes: u64,
+    },
+    /// The destination is there already.
+    #[error("{} exists and is not empty; choose another directory or pass --overwrite", dir.display())]
+    Exists {
+        /// The destination.
+        dir: PathBuf,
+    },
+    /// A tensor was not written in full.
+    #[error("`{name}` was written to {written} of its {num_bytes} bytes; {} was not created", dir.display())]
+    Unfinished {
+        /// The tensor.
+        name: String,
+        /// Bytes that were written.
+        written: u64,
+        /// Bytes it has.
+        num_bytes: u64,
+        /// The destination.
+        dir: PathBuf,
+    },
+    /// A sink or source of another crate failed.
+    #[error("`{name}` could not be {action}")]
+    Foreign {
+        /// The tensor.
+        name: String,
+        /// `read` or `written`.
+        action: &'static str,
+        /// What it said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// One thing that is wrong with a safetensors file or an index.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// Shorter than a header's length field.
+    #[error("it has {len} bytes, a safetensors file begins with 8 bytes of length")]
+    TooShort {
+        /// Bytes of the file.
+        len: u64,
+    },
+    /// The length field points behind the end.
+    #[error(
+        "its header should have {header} bytes, but the file has {len}; the copy or download was cut short, fetch it again"
+    )]
+    HeaderCut {
+        /// What the length field says.
+        header: u64,
+        /// Bytes of the file.
+        len: u64,
+    },
+    /// More header than any model needs.
+    #[error("its header of {header} bytes is above the limit of {limit}")]
+    HeaderTooLarge {
+        /// What the length field says.
+        header: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The header or index is not the JSON that it should be.
+    #[error("{what} is not valid: {reason}")]
+    Json {
+        /// `its header` or `the index`.
+        what: &'static str,
+        /// Where and why.
+        reason: String,
+    },
+    /// An entry of the header is malformed.
+    #[error("`{name}`: {reason}")]
+    Entry {
+        /// The tensor.
+        name: String,
+        /// What is wrong, with the numbers.
+        reason: String,
+    },
+    /// Offsets of a tensor and its shape disagree.
+    #[error("`{name}` has {found} bytes by its offsets, but {expected} by dtype and shape")]
+    Size {
+        /// The tensor.
+        name: String,
+        /// Bytes by offsets.
+        found: u64,
+        /// Bytes by dtype and shape.
+        expected: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("`{name}` begins at byte {start}, before the tensor in front of it ends ({end})")]
+    Overlap {
+        /// The tensor.
+        name: String,
+        /// Where it begins.
+        start: u64,
+        /// Where the one before ends.
+        end: u64,
+    },
+    /// Bytes between two tensors.
+    #[error("bytes {end}..{start} before `{name}` belong to no tensor")]
+    Gap {
+        /// The tensor.
+        name: String,
+        /// Where it begins.
+        start: u64,
+        /// Where the one before ends.
+        end: u64,
+    },
+    /// The file ends before its tensors do.
+    #[error(
+        "it ends at byte {len}, but its header describes {needed} bytes; the copy or download was cut short, fetch it again"
+    )]
+    Truncated {
+        /// Bytes of the file.
+        len: u64,
+        /// Bytes that the header describes.
+        needed: u64,
+    },
+    /// The file goes on behind its tensors.
+    #[error("it has {extra} bytes behind its last tensor")]
+    Trailing {
+        /// How many.
+        extra: u64,
+    },
+    /// A shard's name leads elsewhere.
+    #[error(
+        "the index names the shard {name:?}; a shard is a plain file name in the same directory"
+    )]
+    ShardName {
+        /// The name.
+        name: String,
+    },
+    /// A link leads out of the directory.
+    #[error("{file} is a link to {}, outside the directory; copy the file, or allow links", target.display())]
+    Link {
+        /// The file.
+        file: String,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// Not a regular file.
+    #[error("{file} is not a regular file")]
+    NotAFile {
+        /// The file.
+        file: String,
+    },
+    /// The index names a file that is not there.
+    #[error("the shard {file} is missing; {count} tensors should be in it, first `{first}`")]
+    MissingShard {
+        /// The file.
+        file: String,
+        /// Tensors that the index places there.
+        count: usize,
+        /// The first one.
+        first: String,
+    },
+    /// The index places a tensor in a shard that lacks it.
+    #[error("the index places `{name}` in {file}, which does not hold it")]
+    NotInShard {
+        /// The tensor.
+        name: String,
+        /// The shard.
+        file: String,
+    },
+    /// A shard has a tensor that the index does not place there.
+    #[error("{file} holds `{name}`, which the index does not place there")]
+    NotInIndex {
+        /// The tensor.
+        name: String,
+        /// The shard.
+        file: String,
+    },
+    /// Two tensors have the same name once prefixes are read as the published ones.
+    #[error("`{name}` would stand for two tensors")]
+    SameName {
+        /// The published name.
+        name: String,
+    },
+}
+
+fn first_ten(problems: &[FileProblem]) -> String {
+    let mut parts: Vec<String> = problems.iter().take(10).map(ToString::to_string).collect();
+    let more = problems.len().saturating_sub(10);
+    if more > 0 {
+        parts.push(format!("and {more} more"));
+    }
+    parts.join("; ")
+}

@@ -1,0 +1,16 @@
+//! Hugging Face directories: safetensors files, an index, and the small files beside them.
+//!
+//! Everything in a header or an index is untrusted: every sum and product is checked, no allocation is larger than the
+//! file, and shard names stay in the directory.
+
+mod header;
+mod index;
+mod layout;
+mod reader;
+mod support_files;
+mod writer;
+
+pub use layout::{HfLayout, LayoutFile};
+pub use reader::{HfCheckpoint, Links};
+pub use support_files::{SUPPORT_FILES, support_files};
+pub use writer::{HfWriter, Overwrite};

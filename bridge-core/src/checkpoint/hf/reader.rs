@@ -1,0 +1,312 @@
+//! An opened checkpoint directory.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use super::header::{self, Header};
+use super::index::{self, INDEX, SINGLE};
+use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
+
+/// Whether weight files may be links that lead out of the directory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Links {
+    /// Only as the hub's cache makes them: `snapshots/REVISION/FILE` to `blobs/HASH`.
+    #[default]
+    HubCache,
+    /// Anywhere.
+    Anywhere,
+}
+
+/// A Hugging Face directory of one or more safetensors files, every header read and checked.
+#[derive(Debug)]
+pub struct HfCheckpoint {
+    dir: PathBuf,
+    files: Vec<OpenFile>,
+    tensors: IndexMap<String, Place>,
+    index_metadata: Option<Map<String, Value>>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    name: String,
+    file: File,
+    metadata: Map<String, Value>,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    info: TensorInfo,
+    file: usize,
+    file_offset: u64,
+}
+
+impl HfCheckpoint {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] with everything that is wrong with its headers and index.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        Self::open_with(dir, Links::default())
+    }
+
+    /// Opens a directory and says which links are allowed.
+    ///
+    /// # Errors
+    /// As [`HfCheckpoint::open`].
+    pub fn open_with(dir: &Path, links: Links) -> Result<Self, CheckpointError> {
+        let (index_path, single) = (dir.join(INDEX), dir.join(SINGLE));
+        if !index_path.exists() {
+            if !single.exists() {
+                return Err(CheckpointError::NoWeights {
+                    dir: dir.to_owned(),
+                });
+            }
+            let (file, header) = open_file(dir, SINGLE, links)?;
+            return Ok(Self::assemble(
+                dir,
+                vec![(SINGLE.to_owned(), file, header)],
+                None,
+            ));
+        }
+        let index = index::read(&index_path)?;
+        let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, file) in &index.weight_map {
+            by_file.entry(file).or_default().push(name);
+        }
+        if single.exists() && !by_file.contains_key(SINGLE) {
+            return Err(CheckpointError::Ambiguous {
+                dir: dir.to_owned(),
+            });
+        }
+        let mut problems = Vec::new();
+        let mut opened = Vec::with_capacity(by_file.len());
+        for (name, tensors) in by_file {
+            if dir.join(name).symlink_metadata().is_err() {
+                problems.push(FileProblem::MissingShard {
+                    file: name.to_owned(),
+                    count: tensors.len(),
+                    first: tensors[0].to_owned(),
+                });
+                continue;
+            }
+            let (file, header) = open_file(dir, name, links)?;
+            compare(name, &tensors, &header, &mut problems);
+            opened.push((name.to_owned(), file, header));
+        }
+        if !problems.is_empty() {
+            return Err(CheckpointError::Files {
+                path: index_path,
+                problems,
+            });
+        }
+        Ok(Self::assemble(dir, opened, Some(index.metadata)))
+    }
+
+    /// Tensor names are unique here: a file's header has none twice, and the index places each in one file.
+    fn assemble(
+        dir: &Path,
+        opened: Vec<(String, File, Header)>,
+        index_metadata: Option<Map<String, Value>>,
+    ) -> Self {
+        let mut checkpoint = Self {
+            dir: dir.to_owned(),
+            files: Vec::with_capacity(opened.len()),
+            tensors: IndexMap::new(),
+            index_metadata,
+        };
+        for (number, (name, file, header)) in opened.into_iter().enumerate() {
+            for entry in header.entries {
+                checkpoint.tensors.insert(
+                    entry.name,
+                    Place {
+                        info: entry.info,
+                        file: number,
+                        file_offset: entry.file_offset,
+                    },
+                );
+            }
+            checkpoint.files.push(OpenFile {
+                name,
+                file,
+                metadata: header.metadata,
+            });
+        }
+        checkpoint
+    }
+
+    /// The same checkpoint with its tensors under other names.
+    ///
+    /// # Errors
+    /// [`FileProblem::SameName`] when two tensors would get the same name.
+    pub fn renamed(self, rename: impl Fn(&str) -> String) -> Result<Self, CheckpointError> {
+        let mut tensors = IndexMap::with_capacity(self.tensors.len());
+        let mut problems = Vec::new();
+        for (name, place) in self.tensors {
+            let name = rename(&name);
+            if tensors.insert(name.clone(), place).is_some() {
+                problems.push(FileProblem::SameName { name });
+            }
+        }
+        if !problems.is_empty() {
+            return Err(CheckpointError::Files {
+                path: self.dir,
+                problems,
+            });
+        }
+        Ok(Self { tensors, ..self })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Tensor names, file by file in the order of their bytes.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Names and infos, in the order of [`HfCheckpoint::names`].
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &TensorInfo)> {
+        self.tensors
+            .iter()
+            .map(|(name, place)| (name.as_str(), &place.info))
+    }
+
+    /// The path of the file that holds a tensor.
+    #[must_use]
+    pub fn file_of(&self, name: &str) -> Option<PathBuf> {
+        let place = self.tensors.get(name)?;
+        Some(self.dir.join(&self.files[place.file].name))
+    }
+
+    /// Name and metadata of each file, with its tensors in the order of their bytes.
+    pub(super) fn files(
+        &self,
+    ) -> impl Iterator<Item = (&str, &Map<String, Value>, Vec<(&str, &TensorInfo)>)> {
+        self.files.iter().enumerate().map(|(number, file)| {
+            let tensors = self
+                .tensors
+                .iter()
+                .filter(|(_, place)| place.file == number)
+                .map(|(name, place)| (name.as_str(), &place.info))
+                .collect();
+            (file.name.as_str(), &file.metadata, tensors)
+        })
+    }
+
+    /// What stands beside `weight_map` in the index; `None` for a single file.
+    pub(super) fn index_metadata(&self) -> Option<&Map<String, Value>> {
+        self.index_metadata.as_ref()
+    }
+}
+
+/// Opens one weight file of a directory, after the checks on where it leads and what it is.
+fn open_file(dir: &Path, name: &str, links: Links) -> Result<(File, Header), CheckpointError> {
+    let path = dir.join(name);
+    let io = |action| {
+        let path = path.clone();
+        move |source| CheckpointError::Io {
+            action,
+            path,
+            source,
+        }
+    };
+    let problem = |problem| CheckpointError::Files {
+        path: dir.to_owned(),
+        problems: vec![problem],
+    };
+    let target = path.canonicalize().map_err(io("find"))?;
+    let home = dir.canonicalize().map_err(io("find"))?;
+    if links == Links::HubCache && !stays(&home, &target) {
+        return Err(problem(FileProblem::Link {
+            file: name.to_owned(),
+            target,
+        }));
+    }
+    // Opening a FIFO or a device could block or act.
+    if !target.metadata().map_err(io("look at"))?.is_file() {
+        return Err(problem(FileProblem::NotAFile {
+            file: name.to_owned(),
+        }));
+    }
+    let file = File::open(&target).map_err(io("open"))?;
+    let header = header::read(&file, &path)?;
+    Ok((file, header))
+}
+
+/// Whether `target` lies in `home`, or in the blobs that belong to a snapshot of the hub's cache.
+fn stays(home: &Path, target: &Path) -> bool {
+    let Some(folder) = target.parent() else {
+        return false;
+    };
+    let blobs = home
+        .parent()
+        .filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))
+        .and_then(Path::parent)
+        .map(|repository| repository.join("blobs"));
+    folder == home || blobs.is_some_and(|blobs| folder == blobs)
+}
+
+/// Compares what the index places in a file with what the file holds.
+fn compare(file: &str, placed: &[&str], header: &Header, problems: &mut Vec<FileProblem>) {
+    let held: HashSet<&str> = header
+        .entries
+        .iter()
+        .map(|entry| entry.name.as_str())
+        .collect();
+    let wanted: HashSet<&str> = placed.iter().copied().collect();
+    for name in placed.iter().filter(|name| !held.contains(**name)) {
+        problems.push(FileProblem::NotInShard {
+            name: (*name).to_owned(),
+            file: file.to_owned(),
+        });
+    }
+    for entry in &header.entries {
+        if !wanted.contains(entry.name.as_str()) {
+            problems.push(FileProblem::NotInIndex {
+                name: entry.name.clone(),
+                file: file.to_owned(),
+            });
+        }
+    }
+}
+
+impl TensorSource for HfCheckpoint {
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.get(name).map(|place| place.info.clone())
+    }
+
+    fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError> {
+        let place = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| CheckpointError::NoTensor {
+                name: name.to_owned(),
+            })?;
+        let num_bytes = place.info.num_bytes();
+        let end = offset_bytes.saturating_add(into.len() as u64);
+        if end > num_bytes {
+            return Err(CheckpointError::Range {
+                name: name.to_owned(),
+                start: offset_bytes,
+                end,
+                num_bytes,
+            });
+        }
+        let file = &self.files[place.file];
+        file.file
+            .read_exact_at(into, place.file_offset + offset_bytes)
+            .map_err(|source| CheckpointError::Io {
+                action: "read",
+                path: self.dir.join(&file.name),
+                source,
+            })
+    }
+}

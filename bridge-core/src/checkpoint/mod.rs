@@ -1,0 +1,56 @@
+//! Bytes of tensors, behind two traits: a [`TensorSource`] gives ranges, a [`TensorSink`] takes them.
+//!
+//! Files, memory, torch tensors and C++ pointers are all one of these. This room knows no mapping.
+
+mod error;
+pub mod hf;
+mod memory;
+
+pub use error::{CheckpointError, FileProblem};
+pub use memory::MemoryTensors;
+
+use crate::Dtype;
+
+/// Dtype and shape of a stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Shape; empty for a scalar.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Elements. Infos of an opened checkpoint are checked against overflow.
+    #[must_use]
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        self.numel() as u64 * self.dtype.size_bytes() as u64
+    }
+}
+
+/// Where tensors come from. Elements are little-endian and row-major.
+pub trait TensorSource: Sync {
+    /// Dtype and shape of a tensor, `None` when there is none of this name.
+    fn info(&self, name: &str) -> Option<TensorInfo>;
+
+    /// Fills `into` with the tensor's bytes from `offset_bytes` on.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when there is no such tensor or range, or reading fails.
+    fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError>;
+}
+
+/// Where tensors go. Elements are little-endian and row-major.
+pub trait TensorSink: Sync {
+    /// Stores `bytes` at `offset_bytes` of a tensor. Called from several threads, never twice for one byte.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when there is no such tensor or range, or writing fails.
+    fn write(&self, name: &str, offset_bytes: u64, bytes: &[u8]) -> Result<(), CheckpointError>;
+}

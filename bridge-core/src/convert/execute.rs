@@ -1,0 +1,367 @@
+//! The executor.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::ConvertError;
+use super::element::{first_non_finite, load, round, store};
+use crate::Dtype;
+use crate::checkpoint::{CheckpointError, TensorInfo, TensorSink, TensorSource};
+use crate::mapping::Transform;
+use crate::plan::{Copy, ModelPlan, TensorPlan};
+
+/// Whether a plan's arithmetic is carried out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transforms {
+    /// As planned: weights.
+    #[default]
+    Apply,
+    /// Only the copies (and casts): gradients and optimizer states.
+    LayoutOnly,
+}
+
+/// What happens to infinities and NaN.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// An error that names the first one.
+    #[default]
+    Refuse,
+    /// They are carried like any other value.
+    Allow,
+}
+
+/// How a plan is carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecuteOptions {
+    /// The plan's arithmetic.
+    pub transforms: Transforms,
+    /// Infinities and NaN.
+    pub non_finite: NonFinite,
+    /// Threads; 0: as many as rayon sees fit.
+    pub threads: usize,
+    /// Bytes that one thread holds of a target at a time.
+    pub buffer_bytes: usize,
+}
+
+impl Default for ExecuteOptions {
+    fn default() -> Self {
+        Self {
+            transforms: Transforms::Apply,
+            non_finite: NonFinite::Refuse,
+            threads: 0,
+            buffer_bytes: 8 << 20,
+        }
+    }
+}
+
+/// A target some of whose values do not come back exactly when the plan is inverted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rounded {
+    /// The target.
+    pub name: String,
+    /// How many of its values.
+    pub elements: usize,
+    /// The largest distance between a value and what comes back.
+    pub max_error: f64,
+}
+
+/// What a conversion did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Targets written.
+    pub tensors: usize,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Targets that rounded, by name.
+    pub rounded: Vec<Rounded>,
+    /// Time it took.
+    pub elapsed: Duration,
+}
+
+/// Carries out `plan`: reads `source`, writes every target to `sink` in full, each byte once.
+///
+/// A source may offer another dtype than the one in the plan; its values are cast. Shapes must be the plan's.
+/// Everything is checked before the first byte moves. Arithmetic runs in the wider of the source's and the target's
+/// dtype, then the result is cast; values without arithmetic or cast are moved as bytes.
+/// The result does not depend on the number of threads.
+///
+/// # Errors
+/// [`ConvertError`]; what was written by then is incomplete.
+pub fn execute(
+    plan: &ModelPlan,
+    source: &dyn TensorSource,
+    sink: &dyn TensorSink,
+    options: &ExecuteOptions,
+) -> Result<Report, ConvertError> {
+    let started = Instant::now();
+    plan.validate()?;
+    let jobs = plan
+        .tensors
+        .iter()
+        .map(|tensor| Job::new(tensor, source, options))
+        .collect::<Result<Vec<_>, _>>()?;
+    let pieces: Vec<(&Job<'_>, Range<usize>)> = jobs
+        .iter()
+        .flat_map(|job| {
+            job.pieces(options.buffer_bytes)
+                .map(move |piece| (job, piece))
+        })
+        .collect();
+    let run = || {
+        pieces
+            .par_iter()
+            .map(|(job, piece)| job.run(piece.clone(), source, sink, options))
+            .collect::<Result<Vec<Rounding>, ConvertError>>()
+    };
+    let roundings = match options.threads {
+        0 => run()?,
+        threads => rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|source| ConvertError::Threads { threads, source })?
+            .install(run)?,
+    };
+    let mut rounded: Vec<Rounded> = Vec::new();
+    for ((job, _), rounding) in pieces.iter().zip(roundings) {
+        if rounding.elements == 0 {
+            continue;
+        }
+        match rounded.last_mut() {
+            Some(last) if last.name == job.tensor.name => {
+                last.elements += rounding.elements;
+                last.max_error = last.max_error.max(rounding.max_error);
+            }
+            _ => rounded.push(Rounded {
+                name: job.tensor.name.clone(),
+                elements: rounding.elements,
+                max_error: rounding.max_error,
+            }),
+        }
+    }
+    Ok(Report {
+        tensors: plan.tensors.len(),
+        bytes: plan.num_bytes(),
+        rounded,
+        elapsed: started.elapsed(),
+    })
+}
+
+/// Copies whole tensors byte for byte, under their own names.
+///
+/// # Errors
+/// [`ConvertError`] when the source lacks one, or reading or writing fails.
+pub fn copy_tensors<S: AsRef<str> + Sync>(
+    names: &[S],
+    source: &dyn TensorSource,
+    sink: &dyn TensorSink,
+    options: &ExecuteOptions,
+) -> Result<u64, ConvertError> {
+    let step = options.buffer_bytes.max(1) as u64;
+    let mut pieces: Vec<(&str, u64, u64)> = Vec::new();
+    for name in names {
+        let name = name.as_ref();
+        let info = source.info(name).ok_or_else(|| ConvertError::Missing {
+            target: name.to_owned(),
+            source_name: name.to_owned(),
+        })?;
+        let total = info.num_bytes();
+        let starts = (0..total.div_ceil(step)).map(|piece| piece * step);
+        pieces.extend(starts.map(|start| (name, start, step.min(total - start))));
+    }
+    pieces.par_iter().try_for_each(|(name, start, len)| {
+        let mut buffer = vec![0u8; usize::try_from(*len).unwrap_or(usize::MAX)];
+        source
+            .read(name, *start, &mut buffer)
+            .and_then(|()| sink.write(name, *start, &buffer))
+            .map_err(|source| ConvertError::Checkpoint {
+                target: (*name).to_owned(),
+                source,
+            })
+    })?;
+    Ok(pieces.iter().map(|(_, _, len)| len).sum())
+}
+
+/// One target and the sources as they are.
+struct Job<'a> {
+    tensor: &'a TensorPlan,
+    sources: Vec<TensorInfo>,
+    transforms: &'a [Transform],
+}
+
+#[derive(Default, Clone, Copy)]
+struct Rounding {
+    elements: usize,
+    max_error: f64,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        tensor: &'a TensorPlan,
+        source: &dyn TensorSource,
+        options: &ExecuteOptions,
+    ) -> Result<Self, ConvertError> {
+        let mut sources = Vec::with_capacity(tensor.sources.len());
+        for planned in &tensor.sources {
+            let info = source
+                .info(&planned.name)
+                .ok_or_else(|| ConvertError::Missing {
+                    target: tensor.name.clone(),
+                    source_name: planned.name.clone(),
+                })?;
+            if info.shape != planned.shape {
+                return Err(ConvertError::Shape {
+                    target: tensor.name.clone(),
+                    source_name: planned.name.clone(),
+                    found: info.shape,
+                    expected: planned.shape.clone(),
+                });
+            }
+            if !info.dtype.is_float() {
+                return Err(ConvertError::Dtype {
+                    name: planned.name.clone(),
+                    dtype: info.dtype,
+                });
+            }
+            sources.push(info);
+        }
+        if !tensor.dtype.is_float() {
+            return Err(ConvertError::Dtype {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype,
+            });
+        }
+        let transforms = match options.transforms {
+            Transforms::Apply => tensor.transforms.as_slice(),
+            Transforms::LayoutOnly => &[],
+        };
+        Ok(Self {
+            tensor,
+            sources,
+            transforms,
+        })
+    }
+
+    /// The target in pieces of at most `buffer_bytes`.
+    fn pieces(&self, buffer_bytes: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let numel = self.tensor.numel();
+        let step = (buffer_bytes / self.tensor.dtype.size_bytes()).max(1);
+        (0..numel.div_ceil(step)).map(move |piece| piece * step..numel.min((piece + 1) * step))
+    }
+
+    fn run(
+        &self,
+        piece: Range<usize>,
+        source: &dyn TensorSource,
+        sink: &dyn TensorSink,
+        options: &ExecuteOptions,
+    ) -> Result<Rounding, ConvertError> {
+        let size = self.tensor.dtype.size_bytes();
+        // Where no copy writes, the plan says zeros.
+        let mut target = vec![0u8; piece.len() * size];
+        let mut scratch = Vec::new();
+        let mut rounding = Rounding::default();
+        for copy in &self.tensor.copies {
+            for row in copy.rows_within(&piece) {
+                let start = copy.target_start + row * copy.target_stride;
+                let from = piece.start.max(start);
+                let to = piece.end.min(start + copy.row_elements);
+                let source_from = copy.source_start + row * copy.source_stride + from - start;
+                let into = &mut target[(from - piece.start) * size..(to - piece.start) * size];
+                self.fill(copy, source_from, into, &mut scratch, source, options)?
+                    .add_to(&mut rounding);
+            }
+        }
+        let offset = piece.start as u64 * size as u64;
+        sink.write(&self.tensor.name, offset, &target)
+            .map_err(|source| self.failed(source))?;
+        Ok(rounding)
+    }
+
+    fn failed(&self, source: CheckpointError) -> ConvertError {
+        ConvertError::Checkpoint {
+            target: self.tensor.name.clone(),
+            source,
+        }
+    }
+
+    /// Fills `into` with the values of one source from element `first` on.
+    fn fill(
+        &self,
+        copy: &Copy,
+        first: usize,
+        into: &mut [u8],
+        scratch: &mut Vec<u8>,
+        source: &dyn TensorSource,
+        options: &ExecuteOptions,
+    ) -> Result<Rounding, ConvertError> {
+        let name = &self.tensor.sources[copy.source].name;
+        let from = self.sources[copy.source].dtype;
+        let to = self.tensor.dtype;
+        let offset = first as u64 * from.size_bytes() as u64;
+        let moved = from == to && self.transforms.is_empty();
+        let count = into.len() / to.size_bytes();
+        let bytes: &[u8] = if moved {
+            source
+                .read(name, offset, into)
+                .map_err(|e| self.failed(e))?;
+            into
+        } else {
+            scratch.resize(count * from.size_bytes(), 0);
+            source
+                .read(name, offset, scratch)
+                .map_err(|e| self.failed(e))?;
+            scratch
+        };
+        if options.non_finite == NonFinite::Refuse
+            && let Some(index) = first_non_finite(from, bytes)
+        {
+            return Err(ConvertError::NonFinite {
+                source_name: name.clone(),
+                index: first + index,
+                value: load(from, bytes, index),
+            });
+        }
+        if moved {
+            return Ok(Rounding::default());
+        }
+        Ok(self.convert(from, scratch, into))
+    }
+
+    /// Casts and transforms `values` into `into`, and counts what would not come back exactly.
+    fn convert(&self, from: Dtype, values: &[u8], into: &mut [u8]) -> Rounding {
+        let to = self.tensor.dtype;
+        let wide = from.widest(to);
+        let exact = self.transforms.is_empty() && wide == to;
+        let mut rounding = Rounding::default();
+        for index in 0..into.len() / to.size_bytes() {
+            let value = load(from, values, index);
+            let mut result = value;
+            for transform in self.transforms {
+                result = round(wide, transform.apply(result));
+            }
+            store(to, into, index, result);
+            if exact {
+                continue;
+            }
+            let mut back = load(to, into, index);
+            for transform in self.transforms.iter().rev() {
+                back = round(wide, transform.inverse().apply(back));
+            }
+            let error = (round(from, back) - value).abs();
+            if error > 0.0 {
+                rounding.elements += 1;
+                rounding.max_error = rounding.max_error.max(error);
+            }
+        }
+        rounding
+    }
+}
+
+impl Rounding {
+    fn add_to(self, total: &mut Rounding) {
+        total.elements += self.elements;
+        total.max_error = total.max_error.max(self.max_error);
+    }
+}

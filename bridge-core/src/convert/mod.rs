@@ -1,0 +1,8 @@
+//! A plan carried out between a source and a sink, in parallel, with memory bounded by threads x buffer size.
+
+mod element;
+mod error;
+mod execute;
+
+pub use error::ConvertError;
+pub use execute::{ExecuteOptions, NonFinite, Report, Rounded, Transforms, copy_tensors, execute};

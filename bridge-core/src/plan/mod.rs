@@ -1,0 +1,19 @@
+//! A model as lists of strided copies.
+//!
+//! [`build`] turns the rows of a registry into one [`TensorPlan`] a Megatron parameter of one rank;
+//! [`ModelPlan::inverted`] reads the same copies the other way. Copies move whole blocks and never mix values;
+//! arithmetic stands apart, in [`TensorPlan::transforms`]. This room reads no files.
+//!
+//! Invariants, checked by [`ModelPlan::validate`]: every target element is written exactly once (or is padding that
+//! [`TensorPlan::fill`] covers), and over a full-model plan every source element is read exactly once.
+
+mod build;
+mod copy;
+mod coverage;
+mod error;
+mod model_plan;
+
+pub use build::{Cut, PlanOptions, build};
+pub use copy::Copy;
+pub use error::{PlanError, TensorProblem};
+pub use model_plan::{Fill, ModelPlan, Role, SourceTensor, TensorPlan};
