@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use super::{Init, Part, Row, Section, Stored};
+use super::{Init, Part, Pattern, Row, Section, Stored};
 
 /// A mistake in a table: it claims a name twice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +32,8 @@ pub enum RegistryError {
 pub struct Parameter {
     /// The Megatron name, with global numbers.
     pub megatron_name: String,
+    /// The pattern of that name.
+    pub pattern: Pattern,
     /// The full shape.
     pub shape: Vec<usize>,
     /// Names and shapes of its Hugging Face tensors, in the rule's order.
@@ -40,6 +42,8 @@ pub struct Parameter {
     pub layer: Option<usize>,
     /// The expert, where it is one's.
     pub expert: Option<usize>,
+    /// How many experts the layer has; 0 where it is no expert's.
+    pub num_experts: usize,
     /// The part of the model.
     pub part: Part,
     /// The row it comes from.
@@ -115,10 +119,8 @@ impl Registry {
         expert: Option<usize>,
     ) -> Result<(), RegistryError> {
         let part = row.part.unwrap_or(section.part);
-        let megatron_name = row
-            .megatron
-            .behind(&section.megatron_prefix)
-            .name(layer, expert);
+        let pattern = row.megatron.behind(&section.megatron_prefix);
+        let megatron_name = pattern.name(layer, expert);
         let mut sources = Vec::with_capacity(row.hf.len());
         for hf in &row.hf {
             let name = hf.pattern.behind(&section.hf_prefix).name(layer, expert);
@@ -147,10 +149,12 @@ impl Registry {
         let shapes: Vec<Vec<usize>> = row.hf.iter().map(|hf| hf.shape.clone()).collect();
         let parameter = Parameter {
             megatron_name: megatron_name.clone(),
+            pattern,
             shape: row.rule.target_shape(&shapes),
             sources,
             layer,
             expert,
+            num_experts: expert.map_or(0, |_| section.num_experts),
             part,
             row: row.clone(),
         };

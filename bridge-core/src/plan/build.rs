@@ -20,6 +20,10 @@ pub struct Cut {
     pub etp_rank: usize,
     /// Expert-tensor-parallel size.
     pub etp_size: usize,
+    /// Rank among the expert-parallel ranks; it holds an equal part of the experts, under local numbers.
+    pub ep_rank: usize,
+    /// Expert-parallel size.
+    pub ep_size: usize,
 }
 
 impl Default for Cut {
@@ -29,6 +33,8 @@ impl Default for Cut {
             tp_size: 1,
             etp_rank: 0,
             etp_size: 1,
+            ep_rank: 0,
+            ep_size: 1,
         }
     }
 }
@@ -42,8 +48,12 @@ impl Cut {
     }
 
     fn check(&self) -> Result<(), PlanError> {
-        for group in [Group::Tensor, Group::ExpertTensor] {
-            let (rank, size) = self.of(group);
+        let groups = [
+            self.of(Group::Tensor),
+            self.of(Group::ExpertTensor),
+            (self.ep_rank, self.ep_size),
+        ];
+        for (rank, size) in groups {
             if rank >= size {
                 return Err(PlanError::Rank { rank, size });
             }
@@ -90,10 +100,12 @@ pub fn build(
     options: &PlanOptions,
 ) -> Result<ModelPlan, PlanError> {
     options.cut.check()?;
-    let tensors = registry
-        .parameters()
-        .map(|parameter| build_tensor(parameter, dtype_of, options))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut tensors = Vec::with_capacity(registry.parameters().len());
+    for parameter in registry.parameters() {
+        if let Some(name) = local_name(parameter, &options.cut)? {
+            tensors.push(build_tensor(parameter, name, dtype_of, options)?);
+        }
+    }
     let plan = ModelPlan {
         tensors,
         left_out: Vec::new(),
@@ -106,13 +118,34 @@ pub fn build(
     Ok(plan)
 }
 
+/// The name on this rank, `None` for another rank's expert.
+fn local_name(parameter: &Parameter, rank: &Cut) -> Result<Option<String>, PlanError> {
+    let name = &parameter.megatron_name;
+    let Some(expert) = parameter.expert.filter(|_| rank.ep_size > 1) else {
+        return Ok(Some(name.clone()));
+    };
+    let experts = cut(
+        name,
+        "experts",
+        parameter.num_experts,
+        rank.ep_rank,
+        rank.ep_size,
+    )?;
+    let local = experts
+        .contains(&expert)
+        .then(|| expert - experts.start)
+        .map(|local| parameter.pattern.name(parameter.layer, Some(local)));
+    Ok(local)
+}
+
 fn build_tensor(
     parameter: &Parameter,
+    name: String,
     dtype_of: &dyn Fn(&str) -> Dtype,
     options: &PlanOptions,
 ) -> Result<TensorPlan, PlanError> {
     let rule = parameter.row.rule;
-    let name = &parameter.megatron_name;
+    let name = &name;
     let sources: Vec<SourceTensor> = parameter
         .sources
         .iter()

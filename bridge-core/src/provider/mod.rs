@@ -1,22 +1,115 @@
 //! The facts of a config in Megatron's field names.
+//!
+//! Fields and values are those of Megatron Bridge's `Qwen35VLModelProvider` and `Qwen35VLMoEModelProvider`, so far as
+//! they describe the model. Settings of a Megatron run (parallel sizes, fusions, fp8, ...) are the run's to choose and
+//! are not here.
+
+mod fields;
+
+pub use fields::{CommonFields, MtpFields};
+
+use serde::Serialize;
 
 use crate::config::HfConfig;
 
+/// A dense model as Megatron describes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Qwen35VlProvider {
+    /// What both families have.
+    #[serde(flatten)]
+    pub common: CommonFields,
+    /// Width of the MLP.
+    pub ffn_hidden_size: usize,
+    /// None: the model is dense.
+    pub num_moe_experts: Option<usize>,
+}
+
+/// A mixture-of-experts model as Megatron describes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "fields carry Megatron's names")]
+pub struct Qwen35VlMoeProvider {
+    /// What both families have.
+    #[serde(flatten)]
+    pub common: CommonFields,
+    /// None: there is no dense MLP. Megatron sets 4 x hidden_size when it builds the model, and uses it nowhere.
+    pub ffn_hidden_size: Option<usize>,
+    pub num_moe_experts: usize,
+    pub moe_router_topk: usize,
+    pub moe_ffn_hidden_size: usize,
+    pub moe_shared_expert_intermediate_size: usize,
+    pub moe_shared_expert_gate: bool,
+    pub moe_aux_loss_coeff: f64,
+    pub moe_router_load_balancing_type: &'static str,
+    pub moe_router_pre_softmax: bool,
+    pub moe_router_score_function: &'static str,
+    pub moe_router_dtype: &'static str,
+    pub moe_router_enable_expert_bias: bool,
+    pub moe_layer_freq: usize,
+    pub moe_grouped_gemm: bool,
+    pub moe_permute_fusion: bool,
+    pub moe_token_dispatcher_type: &'static str,
+    pub audio_token_id: i64,
+}
+
 /// A model as Megatron's providers describe it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Provider {
     /// Dense.
-    Dense,
+    Dense(Qwen35VlProvider),
     /// Mixture of experts.
-    Moe,
+    Moe(Qwen35VlMoeProvider),
 }
 
 impl Provider {
-    pub(crate) fn from_config(config: &HfConfig) -> Self {
-        if config.architecture.is_moe() {
-            Self::Moe
-        } else {
-            Self::Dense
+    /// The provider of a config.
+    #[must_use]
+    pub fn from_config(config: &HfConfig) -> Self {
+        let common = CommonFields::from_config(config);
+        match &config.text.moe {
+            None => Self::Dense(Qwen35VlProvider {
+                common,
+                ffn_hidden_size: config.text.intermediate_size.unwrap_or_default(),
+                num_moe_experts: None,
+            }),
+            Some(moe) => Self::Moe(Qwen35VlMoeProvider {
+                common,
+                ffn_hidden_size: None,
+                num_moe_experts: moe.num_experts,
+                moe_router_topk: moe.num_experts_per_tok,
+                moe_ffn_hidden_size: moe.moe_intermediate_size,
+                moe_shared_expert_intermediate_size: moe.shared_expert_intermediate_size,
+                moe_shared_expert_gate: true,
+                moe_aux_loss_coeff: moe.router_aux_loss_coef,
+                moe_router_load_balancing_type: "global_aux_loss",
+                moe_router_pre_softmax: false,
+                moe_router_score_function: "softmax",
+                moe_router_dtype: "fp32",
+                moe_router_enable_expert_bias: false,
+                moe_layer_freq: 1,
+                moe_grouped_gemm: true,
+                moe_permute_fusion: true,
+                moe_token_dispatcher_type: "alltoall",
+                audio_token_id: config.audio_token_id,
+            }),
+        }
+    }
+
+    /// What both families have.
+    #[must_use]
+    pub fn common(&self) -> &CommonFields {
+        match self {
+            Self::Dense(provider) => &provider.common,
+            Self::Moe(provider) => &provider.common,
+        }
+    }
+
+    /// The name of Megatron Bridge's class.
+    #[must_use]
+    pub fn class_name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "Qwen35VLModelProvider",
+            Self::Moe(_) => "Qwen35VLMoEModelProvider",
         }
     }
 }
