@@ -13,6 +13,7 @@ pub mod config;
 pub mod convert;
 mod dtype;
 mod json;
+pub mod layout;
 pub mod mapping;
 pub mod models;
 pub mod plan;

@@ -7,6 +7,7 @@ mod delta_rule;
 mod generation;
 mod gradcheck;
 mod images;
+mod layout;
 mod mapping;
 mod model;
 mod ops;

@@ -1,4 +1,5 @@
 //! Tests of the property room.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod layout;
 mod plans;
