@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use bridge_core::AutoBridge;
-use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter, Overwrite};
+use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter, Links, Overwrite};
 use bridge_core::checkpoint::{MemoryTensors, TensorInfo, TensorSource};
-use bridge_core::convert::{ExecuteOptions, execute};
-use bridge_core::plan::PlanOptions;
+use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
+use bridge_core::plan::{ModelPlan, PlanOptions};
+use bridge_core::{AutoBridge, Dtype};
 use tests::golden;
 
 /// The directory of a golden checkpoint; those that are renamings of others are made in `scratch`.
@@ -168,14 +168,7 @@ fn round_trip(source: &Path, target: &Path) {
     let bridge = AutoBridge::from_hf_pretrained(source).unwrap();
     let checkpoint = bridge.checkpoint().unwrap();
     let plan = bridge.plan(&PlanOptions::default()).unwrap();
-    let mut megatron = MemoryTensors::default();
-    for tensor in &plan.tensors {
-        let info = TensorInfo {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-        };
-        megatron.insert(&tensor.name, info);
-    }
+    let megatron = memory_for(&plan);
     let report = execute(&plan, checkpoint, &megatron, &ExecuteOptions::default()).unwrap();
     assert_eq!(report.rounded, [], "{}", source.display());
     let writer = HfWriter::like(checkpoint, target, Overwrite::No).unwrap();
@@ -207,4 +200,729 @@ fn hf_to_megatron_and_back_is_byte_identical() {
         let wanted = fs_err::read_dir(&source).unwrap().count();
         assert_eq!(files, wanted, "{name}: every file is there");
     }
+}
+
+/// A directory with the files of a golden checkpoint, to be damaged.
+fn copy_of(name: &str) -> tempfile::TempDir {
+    let scratch = tempfile::tempdir().unwrap();
+    for entry in fs_err::read_dir(golden(&format!("checkpoints/{name}"))).unwrap() {
+        let entry = entry.unwrap();
+        fs_err::copy(entry.path(), scratch.path().join(entry.file_name())).unwrap();
+    }
+    scratch
+}
+
+/// The golden checkpoint with its tensors changed by `change`, its config by `config`.
+fn changed(
+    name: &str,
+    change: impl FnOnce(&mut Tensors),
+    config: impl FnOnce(&mut serde_json::Value),
+) -> tempfile::TempDir {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = golden(&format!("checkpoints/{name}"));
+    let mut tensors = read_all(&HfCheckpoint::open(&source).unwrap());
+    change(&mut tensors);
+    let text = fs_err::read(source.join("config.json")).unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    config(&mut value);
+    let file = scratch.path().join("config.json");
+    fs_err::write(&file, value.to_string()).unwrap();
+    write(&tensors, &file, &scratch.path().join("model"));
+    scratch
+}
+
+/// The message with its causes, as the binary prints it.
+fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// What planning (or opening) says.
+fn refusal(dir: &Path) -> String {
+    match AutoBridge::from_hf_pretrained(dir) {
+        Ok(bridge) => text(&bridge.plan(&PlanOptions::default()).unwrap_err()),
+        Err(error) => text(&error),
+    }
+}
+
+fn assert_says(message: &str, words: &[&str]) {
+    for word in words {
+        assert!(message.contains(word), "no `{word}` in: {message}");
+    }
+}
+
+const UP: &str = "model.language_model.layers.0.mlp.up_proj.weight";
+
+#[test]
+fn a_missing_tensor_is_named_and_nothing_is_planned() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| tensors.retain(|(name, ..)| name != UP),
+        |_| {},
+    );
+    assert_says(
+        &refusal(&dir.path().join("model")),
+        &[UP, "missing", "[96, 64]"],
+    );
+}
+
+#[test]
+fn an_unknown_tensor_is_named_with_its_file_and_the_nearest_name() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| {
+            let mut extra = tensors[3].clone();
+            extra.0 = UP.replace("up_proj", "upp_proj");
+            tensors.push(extra);
+        },
+        |_| {},
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &["upp_proj", "safetensors", "claimed by no row", UP],
+    );
+}
+
+#[test]
+fn a_wrong_shape_and_a_wrong_dtype_are_named_with_found_and_expected() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| {
+            for (name, info, _) in tensors {
+                if name == UP {
+                    info.shape.reverse();
+                }
+                if name.ends_with("layers.1.input_layernorm.weight") {
+                    info.dtype = Dtype::I32;
+                }
+            }
+        },
+        |_| {},
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &[UP, "[64, 96]", "[96, 64]", "transposed", "safetensors"],
+    );
+    assert_says(
+        &message,
+        &["layers.1.input_layernorm.weight", "I32", "2 problems"],
+    );
+}
+
+#[test]
+fn a_weight_that_is_not_a_number_is_named_with_its_place() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| {
+            let (.., bytes) = tensors.iter_mut().find(|(name, ..)| name == UP).unwrap();
+            bytes[40..44].copy_from_slice(&f32::NAN.to_le_bytes());
+        },
+        |_| {},
+    );
+    let bridge = AutoBridge::from_hf_pretrained(&dir.path().join("model")).unwrap();
+    let plan = bridge.plan(&PlanOptions::default()).unwrap();
+    let target = dir.path().join("out");
+    let writer = HfWriter::like(bridge.checkpoint().unwrap(), &target, Overwrite::No).unwrap();
+    let memory = memory_for(&plan);
+    let error = execute(
+        &plan,
+        bridge.checkpoint().unwrap(),
+        &memory,
+        &ExecuteOptions::default(),
+    )
+    .unwrap_err();
+    assert_says(&text(&error), &[UP, "element 10", "NaN"]);
+    drop(writer);
+    assert!(!target.exists(), "nothing is written");
+    assert_eq!(leftovers(dir.path()), Vec::<String>::new());
+}
+
+/// Half-made directories.
+fn leftovers(dir: &Path) -> Vec<String> {
+    fs_err::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains("partial"))
+        .collect()
+}
+
+fn memory_for(plan: &ModelPlan) -> MemoryTensors {
+    let mut memory = MemoryTensors::default();
+    for tensor in &plan.tensors {
+        let info = TensorInfo {
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+        };
+        memory.insert(&tensor.name, info);
+    }
+    memory
+}
+
+// What went wrong elsewhere.
+
+/// Both layouts of MTP experts are found by name, mapped to the same parameters, and written back as they were.
+#[test]
+fn mtp_experts_one_by_one_or_packed_give_the_same_parameters() {
+    let scratch = tempfile::tempdir().unwrap();
+    let packed = derived("moe_vl_mtp_packed", scratch.path());
+    let one_by_one = golden("checkpoints/moe_vl");
+    let bytes = |dir: &Path| {
+        let bridge = AutoBridge::from_hf_pretrained(dir).unwrap();
+        let plan = bridge.plan(&PlanOptions::default()).unwrap();
+        let memory = memory_for(&plan);
+        execute(
+            &plan,
+            bridge.checkpoint().unwrap(),
+            &memory,
+            &ExecuteOptions::default(),
+        )
+        .unwrap();
+        let bytes: Vec<_> = memory
+            .names()
+            .map(|name| (name.to_owned(), memory.bytes(name).unwrap()))
+            .collect();
+        bytes
+    };
+    assert!(bytes(&packed) == bytes(&one_by_one));
+}
+
+#[test]
+fn experts_in_both_layouts_are_refused() {
+    let dir = changed(
+        "moe_vl",
+        |tensors| {
+            let (mut name, info, _) = tensors
+                .iter()
+                .find(|(name, ..)| name.ends_with("layers.0.mlp.experts.gate_up_proj"))
+                .unwrap()
+                .clone();
+            name = name.replace("gate_up_proj", "0.gate_proj.weight");
+            let shape = vec![info.shape[1] / 2, info.shape[2]];
+            let bytes = vec![0; shape[0] * shape[1] * 4];
+            let dtype = info.dtype;
+            tensors.push((name, TensorInfo { dtype, shape }, bytes));
+        },
+        |_| {},
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &[
+            "experts.0.gate_proj.weight",
+            "packed or one by one, not both",
+        ],
+    );
+}
+
+#[test]
+fn a_config_that_claims_an_mtp_head_without_its_weights_is_refused() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| tensors.retain(|(name, ..)| !name.starts_with("mtp.")),
+        |_| {},
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &["mtp.fc.weight", "missing", "mtp_num_hidden_layers"],
+    );
+}
+
+#[test]
+fn an_mtp_head_that_the_config_does_not_claim_is_refused() {
+    let dir = changed(
+        "dense_vl",
+        |_| {},
+        |config| config["text_config"]["mtp_num_hidden_layers"] = 0.into(),
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(&message, &["mtp.fc.weight", "mtp_num_hidden_layers"]);
+}
+
+/// A head that is switched off is left out of the model by name, and carried into the saved checkpoint.
+#[test]
+fn an_mtp_head_that_is_switched_off_is_carried_through() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = golden("checkpoints/moe_vl");
+    let bridge = AutoBridge::from_hf_pretrained(&source).unwrap();
+    let checkpoint = bridge.checkpoint().unwrap();
+    let options = PlanOptions {
+        without_mtp: true,
+        ..PlanOptions::default()
+    };
+    let plan = bridge.plan(&options).unwrap();
+    let head = checkpoint.names().filter(|name| name.starts_with("mtp."));
+    let mut left_out = plan.left_out.clone();
+    left_out.sort();
+    assert_eq!(left_out, head.map(str::to_owned).collect::<Vec<_>>());
+    let memory = memory_for(&plan);
+    let default = ExecuteOptions::default();
+    execute(&plan, checkpoint, &memory, &default).unwrap();
+    let target = scratch.path().join("out");
+
+    // Forgetting the head is an error that names it, and leaves nothing.
+    let writer = HfWriter::like(checkpoint, &target, Overwrite::No).unwrap();
+    execute(&plan.inverted(), &memory, &writer, &default).unwrap();
+    assert_says(&text(&writer.finish().unwrap_err()), &["mtp.", "0 of its"]);
+    assert!(!target.exists());
+
+    let writer = HfWriter::like(checkpoint, &target, Overwrite::No).unwrap();
+    execute(&plan.inverted(), &memory, &writer, &default).unwrap();
+    copy_tensors(&plan.left_out, checkpoint, &writer, &default).unwrap();
+    writer.finish().unwrap();
+    for entry in fs_err::read_dir(&target).unwrap() {
+        let entry = entry.unwrap();
+        let wanted = fs_err::read(source.join(entry.file_name())).unwrap();
+        assert!(wanted == fs_err::read(entry.path()).unwrap());
+    }
+}
+
+#[test]
+fn q_proj_of_a_model_without_output_gate_is_refused_with_the_reason() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| {
+            for (name, info, bytes) in tensors {
+                if name == "mtp.layers.0.self_attn.q_proj.weight" {
+                    info.shape[0] /= 2;
+                    bytes.truncate(bytes.len() / 2);
+                }
+            }
+        },
+        |_| {},
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &[
+            "mtp.layers.0.self_attn.q_proj.weight",
+            "[256, 64]",
+            "[512, 64]",
+            "gate",
+        ],
+    );
+}
+
+#[test]
+fn a_log_and_out_norm_stay_in_float32_beside_bfloat16() {
+    let bridge = AutoBridge::from_hf_pretrained(&golden("checkpoints/moe_vl_bf16")).unwrap();
+    let plan = bridge.plan(&PlanOptions::default()).unwrap();
+    let mut kept = 0;
+    for tensor in &plan.tensors {
+        let float32 = tensor.name.ends_with(".A_log") || tensor.name.ends_with(".out_norm.weight");
+        let wanted = if float32 { Dtype::F32 } else { Dtype::Bf16 };
+        assert_eq!(tensor.dtype, wanted, "{}", tensor.name);
+        kept += usize::from(float32);
+    }
+    assert_eq!(kept, 12);
+    // Also when the run asks for bfloat16 and names the exceptions.
+    let options = PlanOptions {
+        dtype: Some(Dtype::Bf16),
+        overrides: vec![("A_log".to_owned(), Dtype::F32)],
+        ..PlanOptions::default()
+    };
+    for tensor in &bridge.plan(&options).unwrap().tensors {
+        let wanted = if tensor.name.ends_with("A_log") {
+            Dtype::F32
+        } else {
+            Dtype::Bf16
+        };
+        assert_eq!(tensor.dtype, wanted, "{}", tensor.name);
+    }
+}
+
+/// In [0.5, 2] minus one and plus one are exact in float32; elsewhere the rounding is reported by name.
+#[test]
+fn a_norm_outside_half_to_two_is_reported_as_rounded() {
+    let dir = changed(
+        "dense_vl",
+        |tensors| {
+            let (.., bytes) = tensors
+                .iter_mut()
+                .find(|(name, ..)| name.ends_with("layers.0.linear_attn.norm.weight"))
+                .unwrap();
+            bytes[..4].copy_from_slice(&1e-8f32.to_le_bytes());
+        },
+        |_| {},
+    );
+    let bridge = AutoBridge::from_hf_pretrained(&dir.path().join("model")).unwrap();
+    let plan = bridge.plan(&PlanOptions::default()).unwrap();
+    let memory = memory_for(&plan);
+    let source = bridge.checkpoint().unwrap();
+    let report = execute(&plan, source, &memory, &ExecuteOptions::default()).unwrap();
+    assert_eq!(report.rounded.len(), 1);
+    let rounded = &report.rounded[0];
+    let name = "language_model.decoder.layers.0.self_attention.out_norm.weight";
+    assert_eq!((rounded.name.as_str(), rounded.elements), (name, 1));
+    assert!(rounded.max_error > 0.0 && rounded.max_error < 1e-7);
+}
+
+/// Names under the prefixes of other tools are read as the published ones, and written as those.
+#[test]
+fn prefixes_of_other_tools_are_read_and_the_published_ones_written() {
+    let published: Vec<String> = HfCheckpoint::open(&golden("checkpoints/dense_vl"))
+        .unwrap()
+        .names()
+        .map(str::to_owned)
+        .collect();
+    for (language, vision) in [
+        ("model.", "visual."),
+        ("model.language_model.language_model.", "model.visual."),
+        ("language_model.model.", "visual."),
+    ] {
+        let dir = changed(
+            "dense_vl",
+            |tensors| {
+                for (name, ..) in tensors {
+                    *name = name
+                        .replace("model.language_model.", language)
+                        .replace("model.visual.", vision);
+                }
+            },
+            |_| {},
+        );
+        let target = dir.path().join("back");
+        round_trip(&dir.path().join("model"), &target);
+        let mut names: Vec<String> = HfCheckpoint::open(&target)
+            .unwrap()
+            .names()
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        assert_eq!(names, published, "{language}");
+    }
+}
+
+#[test]
+fn an_unsupported_architecture_is_refused_with_the_supported_ones() {
+    let dir = changed(
+        "dense_vl",
+        |_| {},
+        |config| config["architectures"][0] = "LlamaForCausalLM".into(),
+    );
+    assert_says(
+        &refusal(&dir.path().join("model")),
+        &[
+            "LlamaForCausalLM",
+            "Qwen3_5ForConditionalGeneration",
+            "Qwen3_5MoeForConditionalGeneration",
+        ],
+    );
+}
+
+#[test]
+fn config_values_of_other_models_are_refused_together() {
+    let dir = changed(
+        "dense_vl",
+        |_| {},
+        |config| {
+            let text = &mut config["text_config"];
+            text["attn_output_gate"] = false.into();
+            text["mamba_ssm_dtype"] = "bfloat16".into();
+            text["hidden_act"] = "gelu".into();
+            text["rope_parameters"]["rope_type"] = "yarn".into();
+            text["num_key_value_heads"] = 3.into();
+            text["vocab_sise"] = 1024.into();
+            text.as_object_mut().unwrap().remove("vocab_size");
+            text["a_key_of_tomorrow"] = 1.into();
+        },
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &[
+            "attn_output_gate",
+            "mamba_ssm_dtype",
+            "hidden_act",
+            "rope_type",
+            "num_key_value_heads (3)",
+            "did you mean `vocab_size`",
+        ],
+    );
+    assert!(!message.contains("tomorrow"), "{message}");
+}
+
+// Hostile safetensors files: each lie is one error with the file's name, without a panic or a large allocation.
+
+/// A file with this length field, header and data.
+fn file_with(length: u64, header: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend_from_slice(header);
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<HfCheckpoint, String> {
+    let dir = tempfile::tempdir().unwrap();
+    fs_err::write(dir.path().join("model.safetensors"), bytes).unwrap();
+    HfCheckpoint::open(dir.path()).map_err(|error| text(&error))
+}
+
+fn open_header(header: &str, data: usize) -> Result<HfCheckpoint, String> {
+    let header = header.as_bytes();
+    open_bytes(&file_with(header.len() as u64, header, &vec![0; data]))
+}
+
+#[test]
+fn lies_about_the_header_are_refused() {
+    for len in 0..8 {
+        let message = open_bytes(&vec![0; len]).unwrap_err();
+        assert_says(&message, &["model.safetensors", "8 bytes"]);
+    }
+    for length in [3, 100, 1 << 63, u64::MAX] {
+        let message = open_bytes(&file_with(length, b"{}", b"")).unwrap_err();
+        assert_says(
+            &message,
+            &["model.safetensors", "fetch it again", &length.to_string()],
+        );
+    }
+    assert_says(
+        &open_bytes(&file_with(0, b"", b"")).unwrap_err(),
+        &["begin with"],
+    );
+    for header in ["\u{feff}{}", "  {}", "[]", "{", "{\"a\":}", "\u{0}"] {
+        let message = open_header(header, 0).unwrap_err();
+        assert_says(&message, &["header is not valid"]);
+    }
+    assert!(open_header("{}      ", 0).is_ok(), "padding is allowed");
+    let invalid_utf8 = file_with(4, b"{\"\xff\"", b"");
+    assert_says(&open_bytes(&invalid_utf8).unwrap_err(), &["not valid"]);
+}
+
+#[test]
+fn a_header_above_the_limit_is_refused_before_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let file = std::fs::File::create(&path).unwrap();
+    std::io::Write::write_all(&mut &file, &100_000_001u64.to_le_bytes()).unwrap();
+    // A hole: no disk space is used.
+    file.set_len(200_000_000).unwrap();
+    let message = text(&HfCheckpoint::open(dir.path()).unwrap_err());
+    assert_says(&message, &["100000001", "100000000"]);
+}
+
+#[test]
+fn lies_about_tensors_are_refused_by_name() {
+    let one = |dtype: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    };
+    for (header, data, words) in [
+        (one("F32", "[2]", "[0,8]"), 7, "ends at byte"),
+        (one("F32", "[2]", "[0,8]"), 9, "1 bytes behind"),
+        (one("F32", "[2]", "[8,0]"), 8, "no range"),
+        (one("F32", "[2]", "[0,4]"), 4, "8 by dtype and shape"),
+        (one("F32", "[3]", "[0,8]"), 8, "12 by dtype and shape"),
+        (one("F32", "[2]", "[4,12]"), 12, "belong to no tensor"),
+        (one("F32", "[-1]", "[0,8]"), 8, "whole numbers"),
+        (one("F32", "[2.0]", "[0,8]"), 8, "whole numbers"),
+        (one("F32", "[2]", "[0.0,8]"), 8, "whole numbers"),
+        (one("F32", "[2]", "[-8,0]"), 8, "whole numbers"),
+        (one("F32", "[2]", "[0]"), 8, "whole numbers"),
+        (one("F32", "[4294967296,4294967296]", "[0,8]"), 8, "overflows"),
+        (one("F32", "[9223372036854775807]", "[0,8]"), 8, "overflows"),
+        (one("F32", "[2]", "[0,18446744073709551615]"), 8, "no range"),
+        (one("F99", "[2]", "[0,8]"), 8, "`F99` is not supported"),
+        (one("float32", "[2]", "[0,8]"), 8, "not supported"),
+        (r#"{"w":1}"#.to_owned(), 0, "not an object"),
+        (r#"{"w":{"shape":[],"data_offsets":[0,4]}}"#.to_owned(), 4, "no dtype"),
+        (r#"{"__metadata__":{"a":1}}"#.to_owned(), 0, "texts"),
+        (
+            r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1}}"#.to_owned(),
+            1,
+            "`x` is unknown",
+        ),
+        (
+            r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#
+                .to_owned(),
+            2,
+            "`w` stands twice",
+        ),
+        (
+            r#"{"v":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"w":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#
+                .to_owned(),
+            6,
+            "`w` begins at byte 2",
+        ),
+        (
+            r#"{"v":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#
+                .to_owned(),
+            4,
+            "begins at byte 0",
+        ),
+    ] {
+        let message = open_header(&header, data).unwrap_err();
+        assert_says(&message, &["model.safetensors", words]);
+    }
+    // Nothing, and scalars, are tensors too.
+    let empty = open_header(&one("F32", "[0,5]", "[0,0]"), 0).unwrap();
+    assert_eq!(empty.info("w").unwrap().num_bytes(), 0);
+    let scalar = open_header(&one("F64", "[]", "[0,8]"), 8).unwrap();
+    assert_eq!(scalar.info("w").unwrap().numel(), 1);
+}
+
+#[test]
+fn a_file_cut_at_any_length_is_refused() {
+    let whole = fs_err::read(golden(
+        "megatron/checkpoints/dense_vl_kv2/model.safetensors",
+    ))
+    .unwrap();
+    for len in (0..whole.len()).step_by(whole.len() / 97) {
+        assert!(open_bytes(&whole[..len]).is_err(), "{len}");
+    }
+    assert!(open_bytes(&whole).is_ok());
+}
+
+/// Rewrites the index of a copy of a sharded checkpoint and says what opening it says.
+fn with_index(change: impl FnOnce(&Path, &mut serde_json::Value)) -> String {
+    let dir = copy_of("moe_vl");
+    let path = dir.path().join("model.safetensors.index.json");
+    let mut index = serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
+    change(dir.path(), &mut index);
+    fs_err::write(&path, index.to_string()).unwrap();
+    text(&HfCheckpoint::open(dir.path()).unwrap_err())
+}
+
+#[test]
+fn a_shard_outside_the_directory_is_refused() {
+    for name in [
+        "../model-00001-of-00003.safetensors",
+        "/etc/passwd",
+        "a/../../x.safetensors",
+        "..\\x.safetensors",
+        "c:x.safetensors",
+        "x\0.safetensors",
+        "sub/x.safetensors",
+    ] {
+        let message = with_index(|_, index| index["weight_map"]["lm_head.weight"] = name.into());
+        assert_says(&message, &["index.json", "plain file name"]);
+    }
+}
+
+#[test]
+fn an_index_that_disagrees_with_its_shards_is_refused() {
+    const HEAD: &str = "lm_head.weight";
+    let absent = with_index(|dir, _| {
+        fs_err::remove_file(dir.join("model-00002-of-00003.safetensors")).unwrap();
+    });
+    assert_says(
+        &absent,
+        &["model-00002-of-00003.safetensors", "missing", "tensors"],
+    );
+    let elsewhere = with_index(|_, index| {
+        index["weight_map"][HEAD] = "model-00003-of-00003.safetensors".into();
+    });
+    assert_says(
+        &elsewhere,
+        &[
+            HEAD,
+            "does not hold it",
+            "which the index does not place there",
+        ],
+    );
+    let lost = with_index(|_, index| {
+        index["weight_map"].as_object_mut().unwrap().remove(HEAD);
+    });
+    assert_says(&lost, &[HEAD, "does not place there"]);
+    let invented = with_index(|_, index| {
+        index["weight_map"]["ghost"] = "model-00001-of-00003.safetensors".into();
+    });
+    assert_says(&invented, &["ghost", "does not hold it"]);
+}
+
+#[test]
+fn an_index_with_a_tensor_twice_is_refused() {
+    let dir = copy_of("moe_vl");
+    let path = dir.path().join("model.safetensors.index.json");
+    let index = fs_err::read_to_string(&path).unwrap();
+    let twice = index.replacen(
+        "\"lm_head.weight\"",
+        "\"lm_head.weight\": \"model-00002-of-00003.safetensors\", \"lm_head.weight\"",
+        1,
+    );
+    fs_err::write(&path, twice).unwrap();
+    let message = text(&HfCheckpoint::open(dir.path()).unwrap_err());
+    assert_says(&message, &["index.json", "`lm_head.weight` stands twice"]);
+}
+
+#[test]
+fn links_out_of_the_directory_are_refused_and_the_hub_cache_is_read() {
+    use std::os::unix::fs::symlink;
+
+    let scratch = tempfile::tempdir().unwrap();
+    let weights = golden("megatron/checkpoints/dense_vl_kv2/model.safetensors");
+    let outside = scratch.path().join("outside.safetensors");
+    fs_err::copy(weights, &outside).unwrap();
+    let linked = scratch.path().join("linked");
+    fs_err::create_dir(&linked).unwrap();
+    symlink(&outside, linked.join("model.safetensors")).unwrap();
+    let message = text(&HfCheckpoint::open(&linked).unwrap_err());
+    assert_says(&message, &["model.safetensors", "outside the directory"]);
+    assert!(HfCheckpoint::open_with(&linked, Links::Anywhere).is_ok());
+
+    let snapshot = scratch.path().join("repository/snapshots/main");
+    let blobs = scratch.path().join("repository/blobs");
+    fs_err::create_dir_all(&snapshot).unwrap();
+    fs_err::create_dir_all(&blobs).unwrap();
+    fs_err::rename(&outside, blobs.join("0123abcd")).unwrap();
+    symlink("../../blobs/0123abcd", snapshot.join("model.safetensors")).unwrap();
+    assert!(HfCheckpoint::open(&snapshot).is_ok());
+
+    let circle = scratch.path().join("circle");
+    fs_err::create_dir(&circle).unwrap();
+    symlink("model.safetensors", circle.join("model.safetensors")).unwrap();
+    assert!(HfCheckpoint::open(&circle).is_err());
+}
+
+#[test]
+fn a_device_or_directory_in_place_of_a_file_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs_err::create_dir(scratch.path().join("model.safetensors")).unwrap();
+    let message = text(&HfCheckpoint::open(scratch.path()).unwrap_err());
+    assert_says(&message, &["model.safetensors", "not a regular file"]);
+    let linked = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/zero", linked.path().join("model.safetensors")).unwrap();
+    let opened = HfCheckpoint::open_with(linked.path(), Links::Anywhere);
+    assert_says(&text(&opened.unwrap_err()), &["not a regular file"]);
+}
+
+#[test]
+fn a_taken_destination_is_kept_and_overwriting_replaces_it_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = HfCheckpoint::open(&golden("megatron/checkpoints/dense_vl_kv2")).unwrap();
+    let target = scratch.path().join("out");
+    fs_err::create_dir(&target).unwrap();
+    fs_err::write(target.join("precious"), "old").unwrap();
+    let message = text(&HfWriter::like(&source, &target, Overwrite::No).unwrap_err());
+    assert_says(&message, &["out", "--overwrite"]);
+
+    let names: Vec<&str> = source.names().collect();
+    let writer = HfWriter::like(&source, &target, Overwrite::Yes).unwrap();
+    copy_tensors(&names, &source, &writer, &ExecuteOptions::default()).unwrap();
+    assert!(
+        target.join("precious").exists(),
+        "untouched until it is complete"
+    );
+    writer.finish().unwrap();
+    assert!(!target.join("precious").exists());
+    assert!(HfCheckpoint::open(&target).is_ok());
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+}
+
+#[test]
+fn saving_over_the_directory_that_is_being_read_gives_the_right_result() {
+    let dir = copy_of("dense_vl");
+    let before = fs_err::read(dir.path().join("model.safetensors")).unwrap();
+    let source = HfCheckpoint::open(dir.path()).unwrap();
+    let names: Vec<&str> = source.names().collect();
+    let writer = HfWriter::like(&source, dir.path(), Overwrite::Yes).unwrap();
+    copy_tensors(&names, &source, &writer, &ExecuteOptions::default()).unwrap();
+    writer.finish().unwrap();
+    assert!(fs_err::read(dir.path().join("model.safetensors")).unwrap() == before);
 }

@@ -123,9 +123,11 @@ impl HfConfig {
         let mut r = Reader::new("", &raw);
         let text_map = r.object("text_config").unwrap_or(&empty);
         let vision_map = r.object("vision_config").unwrap_or(&empty);
-        let (text, text_problems) = TextConfig::read(text_map, architecture.is_moe());
+        let (mut text, text_problems) = TextConfig::read(text_map, architecture.is_moe());
         let (vision, vision_problems) = VisionConfig::read(vision_map, text.hidden_size);
-        r.also_known(&["architectures", "model_type", "dtype", "torch_dtype"]);
+        r.also_known(&["architectures", "model_type"]);
+        let outer_dtype = r.dtype();
+        text.dtype = text.dtype.or(outer_dtype);
         let config = Self {
             architecture,
             text,

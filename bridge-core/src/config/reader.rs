@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::ConfigProblem;
+use crate::Dtype;
 
 /// Sizes above this are no model's; it keeps every product of three of them checkable in `u128`.
 const MAX_SIZE: u64 = 1 << 32;
@@ -157,6 +158,25 @@ impl<'a> Reader<'a> {
             self.wrong_type(key, value, "an object");
         }
         object
+    }
+
+    /// `dtype`, or `torch_dtype` in older files; one that can hold weights.
+    pub(super) fn dtype(&mut self) -> Option<Dtype> {
+        let new = self.text("dtype", "");
+        let old = self.text("torch_dtype", "");
+        let word = if new.is_empty() { old } else { new };
+        if word.is_empty() {
+            return None;
+        }
+        let dtype = word.parse::<Dtype>().ok().filter(|dtype| dtype.is_float());
+        if dtype.is_none() {
+            self.problems.push(ConfigProblem::Unsupported {
+                key: self.key("dtype"),
+                found: word,
+                supported: "float16, bfloat16, float32 or float64",
+            });
+        }
+        dtype
     }
 
     /// Requires that `key`, when present, has the one `supported` value (given as JSON).

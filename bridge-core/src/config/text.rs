@@ -137,7 +137,7 @@ impl TextConfig {
         let head_dim = r.size("head_dim", 256);
         let rope = read_rope(&mut r, head_dim);
         let moe = is_moe.then(|| read_moe(&mut r));
-        let dtype = read_dtype(&mut r);
+        let dtype = r.dtype();
 
         let text = Self {
             vocab_size: r.size("vocab_size", 248_320),
@@ -295,22 +295,4 @@ fn read_moe(r: &mut Reader<'_>) -> MoeConfig {
         );
     }
     moe
-}
-
-fn read_dtype(r: &mut Reader<'_>) -> Option<Dtype> {
-    let new = r.text("dtype", "");
-    let old = r.text("torch_dtype", "");
-    let word = if new.is_empty() { old } else { new };
-    if word.is_empty() {
-        return None;
-    }
-    let dtype = word.parse::<Dtype>().ok().filter(|dtype| dtype.is_float());
-    if dtype.is_none() {
-        r.problems.push(ConfigProblem::Unsupported {
-            key: r.key("dtype"),
-            found: word,
-            supported: "float16, bfloat16, float32 or float64",
-        });
-    }
-    dtype
 }
