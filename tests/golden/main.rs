@@ -4,6 +4,7 @@
 mod chat;
 mod checkpoint;
 mod delta_rule;
+mod fixture;
 mod generation;
 mod gradcheck;
 mod images;
