@@ -64,15 +64,15 @@ pub enum GenerateError {
     #[error("a packed batch cannot be generated from; pad the prompts on the left")]
     Packed,
     /// Padding where the next token should come.
-    #[error(
-        "sample {sample} ends in padding; prompts of different lengths are padded on the left"
-    )]
+    #[error("sample {sample} ends in padding; prompts of different lengths are padded on the left")]
     RightPadding {
         /// Row of the batch.
         sample: usize,
     },
     /// Logits that are no numbers.
-    #[error("the logits of sample {sample} at step {step} are not finite; are the weights damaged?")]
+    #[error(
+        "the logits of sample {sample} at step {step} are not finite; are the weights damaged?"
+    )]
     NotFinite {
         /// Row of the batch.
         sample: usize,
@@ -148,9 +148,19 @@ pub fn generate(
 }
 
 fn check(options: &GenerateOptions) -> Result<(), GenerateError> {
-    let wrong = |name, found, allowed| Err(GenerateError::Option { name, found, allowed });
+    let wrong = |name, found, allowed| {
+        Err(GenerateError::Option {
+            name,
+            found,
+            allowed,
+        })
+    };
     if !options.temperature.is_finite() || options.temperature < 0.0 {
-        return wrong("temperature", options.temperature, "it is 0 (greedy) or more");
+        return wrong(
+            "temperature",
+            options.temperature,
+            "it is 0 (greedy) or more",
+        );
     }
     if !(options.top_p > 0.0 && options.top_p <= 1.0) {
         return wrong("top_p", options.top_p, "it is above 0 and at most 1");
@@ -183,8 +193,8 @@ impl<'a> Run<'a> {
     ) -> Result<Self, GenerateError> {
         let input = model.input(batch, TextPositions::RealTokens)?;
         if let Some(mask) = &input.mask {
-            let last: Vec<i64> = Vec::try_from(mask.select(1, -1).to_kind(Kind::Int64))
-                .map_err(ModelError::from)?;
+            let last: Vec<i64> =
+                Vec::try_from(mask.select(1, -1).to_kind(Kind::Int64)).map_err(ModelError::from)?;
             if let Some(sample) = last.iter().position(|&real| real == 0) {
                 return Err(GenerateError::RightPadding { sample });
             }
@@ -199,7 +209,10 @@ impl<'a> Run<'a> {
             options,
             cache: options.use_cache.then(|| model.cache()),
             text: copy_of(batch),
-            samples: (0..).zip(&input.lengths).map(|(sample, _)| stream(sample)).collect(),
+            samples: (0..)
+                .zip(&input.lengths)
+                .map(|(sample, _)| stream(sample))
+                .collect(),
             lengths: input.lengths.clone(),
             rope_deltas: input.rope_deltas.clone(),
             mask: input.mask.as_ref().map(Tensor::shallow_clone),
@@ -216,7 +229,9 @@ impl<'a> Run<'a> {
         let failed = |sample| GenerateError::NotFinite { sample, step };
         if self.options.temperature == 0.0 {
             let best = logits.argmax(-1, false);
-            let value = logits.gather(-1, &best.unsqueeze(-1), false).to_kind(Kind::Double);
+            let value = logits
+                .gather(-1, &best.unsqueeze(-1), false)
+                .to_kind(Kind::Double);
             let values: Vec<f64> = Vec::try_from(value.view([-1])).map_err(ModelError::from)?;
             if let Some(sample) = values.iter().position(|value| !value.is_finite()) {
                 return Err(failed(sample));
@@ -224,11 +239,14 @@ impl<'a> Run<'a> {
             return Ok(Vec::try_from(best).map_err(ModelError::from)?);
         }
         let rows = logits.to_kind(Kind::Double).to_device(tch::Device::Cpu);
-        (0..).zip(&mut self.samples)
+        (0..)
+            .zip(&mut self.samples)
             .map(|(row, stream)| {
-                let row_logits: Vec<f64> = Vec::try_from(rows.get(row)).map_err(ModelError::from)?;
+                let row_logits: Vec<f64> =
+                    Vec::try_from(rows.get(row)).map_err(ModelError::from)?;
                 let sample = usize::try_from(row).unwrap_or(0);
-                let token = draw(&row_logits, self.options, uniform(stream)).ok_or_else(|| failed(sample))?;
+                let token = draw(&row_logits, self.options, uniform(stream))
+                    .ok_or_else(|| failed(sample))?;
                 Ok(i64::try_from(token).unwrap_or(i64::MAX))
             })
             .collect()
@@ -258,12 +276,17 @@ impl<'a> Run<'a> {
             let ones = column.ones_like();
             text.attention_mask = text.attention_mask.as_ref().map(|mask| grown(mask, &ones));
             let zeros = column.zeros_like();
-            text.mm_token_type_ids = text.mm_token_type_ids.as_ref().map(|types| grown(types, &zeros));
+            text.mm_token_type_ids = text
+                .mm_token_type_ids
+                .as_ref()
+                .map(|types| grown(types, &zeros));
             self.input = self.model.input(text, TextPositions::RealTokens)?;
             return Ok(());
         }
         let column = column.to_device(device);
-        let positions = Tensor::from_slice(&positions).view([1, rows, 1]).to_device(device);
+        let positions = Tensor::from_slice(&positions)
+            .view([1, rows, 1])
+            .to_device(device);
         self.input = ModelInput {
             batch: rows,
             seq: 1,

@@ -264,9 +264,13 @@ impl ParamMemory<'_> {
 
 impl TensorSink for ParamMemory<'_> {
     fn write(&self, name: &str, offset_bytes: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.with_range(name, offset_bytes, bytes.len(), "written", |mut range, kind| {
-            range.f_copy_(&Tensor::f_from_data_size(bytes, &range.size(), kind)?)
-        })
+        self.with_range(
+            name,
+            offset_bytes,
+            bytes.len(),
+            "written",
+            |mut range, kind| range.f_copy_(&Tensor::f_from_data_size(bytes, &range.size(), kind)?),
+        )
     }
 }
 

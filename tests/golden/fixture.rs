@@ -67,7 +67,9 @@ impl Tensors {
 
 pub(crate) fn triples(grids: &Tensor) -> Vec<[i64; 3]> {
     let flat: Vec<i64> = Vec::try_from(grids.to_kind(Kind::Int64).view([-1])).unwrap();
-    flat.chunks(3).map(|grid| [grid[0], grid[1], grid[2]]).collect()
+    flat.chunks(3)
+        .map(|grid| [grid[0], grid[1], grid[2]])
+        .collect()
 }
 
 /// A golden checkpoint and its model.
@@ -93,7 +95,11 @@ pub(crate) fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     let largest = expected.abs().max().double_value(&[]);
     let apart = (found - expected).abs().max().double_value(&[]);
     assert!(apart.is_finite(), "a value is not finite");
-    if largest == 0.0 { apart } else { apart / largest }
+    if largest == 0.0 {
+        apart
+    } else {
+        apart / largest
+    }
 }
 
 /// A scalar's value.

@@ -52,7 +52,9 @@ impl Bars {
         if self.float64 {
             return 1e-6;
         }
-        10.0 * self.noise[key].as_f64().unwrap_or_else(|| panic!("no noise for {key}"))
+        10.0 * self.noise[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("no noise for {key}"))
     }
 
     fn loss(&self) -> f64 {
@@ -88,12 +90,20 @@ fn check_case(model: &Qwen3VlModel, name: &str, case: &str, bars: &Bars) {
         "{}",
         what("position_ids")
     );
-    let deltas = file.get("out.rope_deltas").map(|deltas| {
-        Vec::<i64>::try_from(deltas.view([-1])).unwrap()
-    });
+    let deltas = file
+        .get("out.rope_deltas")
+        .map(|deltas| Vec::<i64>::try_from(deltas.view([-1])).unwrap());
     assert_eq!(out.rope_deltas, deltas, "{}", what("rope_deltas"));
-    for (key, found) in [("visual", &out.visual), ("visual_videos", &out.visual_videos)] {
-        assert_eq!(found.is_some(), file.get(&format!("out.{key}")).is_some(), "{}", what(key));
+    for (key, found) in [
+        ("visual", &out.visual),
+        ("visual_videos", &out.visual_videos),
+    ] {
+        assert_eq!(
+            found.is_some(),
+            file.get(&format!("out.{key}")).is_some(),
+            "{}",
+            what(key)
+        );
         if let Some(found) = found {
             near(key, found, key, false);
         }
@@ -135,7 +145,9 @@ fn check_routers(
             let expected = file.at(&key(part));
             let apart = distance(&real_rows(found, mask), &real_rows(expected, mask));
             // A router reads a normed hidden state, so its noise is at most that of the hidden states' own kind.
-            let bar = bars.tensor("hidden").max(if bars.float64 { 0.0 } else { 1e-4 });
+            let bar = bars
+                .tensor("hidden")
+                .max(if bars.float64 { 0.0 } else { 1e-4 });
             assert!(apart <= bar, "{}: {apart:e} > {bar:e}", what(&key(part)));
         }
     }
@@ -186,19 +198,29 @@ fn check_gradients(name: &str, dtype: Kind, grads: &[&str]) {
         &real_rows(logits, &mask),
         &real_rows(mtp.at("out.mtp_logits"), &mask),
     );
-    assert!(apart <= bars.tensor("logits"), "{name} mtp_logits: {apart:e}");
+    assert!(
+        apart <= bars.tensor("logits"),
+        "{name} mtp_logits: {apart:e}"
+    );
     for (key, found) in [
         ("loss", &out.loss),
         ("mtp_loss", &out.mtp_loss),
         ("total_loss", &out.total_loss),
     ] {
-        let (found, expected) = (value(found.as_ref().unwrap()), value(mtp.at(&format!("out.{key}"))));
+        let (found, expected) = (
+            value(found.as_ref().unwrap()),
+            value(mtp.at(&format!("out.{key}"))),
+        );
         let apart = (found - expected).abs() / expected;
         assert!(apart <= bars.loss(), "{name} {key}: {apart:e}");
     }
 
     // The float32 noise of gradients is stated as a whole: worst 2.5e-5 (dense), 2.5e-4 (MoE).
-    let worst = if name.starts_with("moe") { 2.5e-4 } else { 2.5e-5 };
+    let worst = if name.starts_with("moe") {
+        2.5e-4
+    } else {
+        2.5e-5
+    };
     let bar = if float64 { 1e-6 } else { 10.0 * worst };
     let compare = |files: &[String], complete: bool| {
         let found = Tensors(model.hf_gradients(&bridge).unwrap().into_iter().collect());
@@ -212,11 +234,18 @@ fn check_gradients(name: &str, dtype: Kind, grads: &[&str]) {
             }
         }
         if complete {
-            assert_eq!(seen, found.0.len(), "{name}: gradients that no golden holds");
+            assert_eq!(
+                seen,
+                found.0.len(),
+                "{name}: gradients that no golden holds"
+            );
         }
     };
     out.loss.unwrap().backward();
-    let files: Vec<String> = grads.iter().map(|part| format!("{name}_image_batch_grads{part}")).collect();
+    let files: Vec<String> = grads
+        .iter()
+        .map(|part| format!("{name}_image_batch_grads{part}"))
+        .collect();
     compare(&files, true);
 
     model.params().clear_grads();
@@ -266,8 +295,14 @@ fn bfloat16_costs_no_more_than_in_transformers() {
         let ours = rms_ratio(&real_rows(out.logits.as_ref().unwrap(), &mask), &exact);
         let theirs = rms_ratio(&real_rows(file.at("out.logits"), &mask), &exact);
         assert!(ours <= 1.5 * theirs, "{case}: {ours} against {theirs}");
-        let (found, expected) = (value(out.loss.as_ref().unwrap()), value(file.at("f32.loss")));
-        assert!((found / expected - 1.0).abs() <= 0.005, "{case}: loss {found}, {expected}");
+        let (found, expected) = (
+            value(out.loss.as_ref().unwrap()),
+            value(file.at("f32.loss")),
+        );
+        assert!(
+            (found / expected - 1.0).abs() <= 0.005,
+            "{case}: loss {found}, {expected}"
+        );
     }
 }
 
@@ -291,7 +326,10 @@ fn position_tables_of_the_vision_tower_equal_transformers() {
     for frame in &tables.frames {
         borders.push(borders[borders.len() - 1] + frame);
     }
-    let expected: Vec<i64> =
-        Vec::try_from(file.at("vision_rope_d16.out.cu_seqlens").to_kind(Kind::Int64)).unwrap();
+    let expected: Vec<i64> = Vec::try_from(
+        file.at("vision_rope_d16.out.cu_seqlens")
+            .to_kind(Kind::Int64),
+    )
+    .unwrap();
     assert_eq!(borders, expected);
 }

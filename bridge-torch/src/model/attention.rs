@@ -77,6 +77,7 @@ impl Attention {
             None => (k, v),
         };
         let out = attention(&q, &k, &v, context.sequences, Some(context.seen));
-        self.proj.forward(&(out.reshape([b, s, heads * d]) * gate.sigmoid()))
+        self.proj
+            .forward(&(out.reshape([b, s, heads * d]) * gate.sigmoid()))
     }
 }

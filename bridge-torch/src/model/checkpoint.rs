@@ -43,8 +43,13 @@ pub(super) fn load(bridge: &AutoBridge, options: &ModelOptions) -> Result<ParamS
     let checkpoint = weights(bridge)?;
     let experts = bridge.config().text.moe.as_ref();
     let mut params = ParamStore::allocate(&plan, experts.map_or(1, |moe| moe.num_experts))?;
-    execute(&plan, checkpoint, &params.memory(), &ExecuteOptions::default())
-        .map_err(|error| ModelError::Checkpoint(Box::new(error)))?;
+    execute(
+        &plan,
+        checkpoint,
+        &params.memory(),
+        &ExecuteOptions::default(),
+    )
+    .map_err(|error| ModelError::Checkpoint(Box::new(error)))?;
     params.move_to(options.device)?;
     Ok(params)
 }
@@ -55,17 +60,26 @@ fn weights(bridge: &AutoBridge) -> Result<&HfCheckpoint, ModelError> {
 
 fn plan(bridge: &AutoBridge, options: &ModelOptions) -> Result<ModelPlan, ModelError> {
     let dtype = dtype_of(options.dtype)?;
-    let gdn = if dtype == Dtype::Bf16 { Dtype::F32 } else { dtype };
+    let gdn = if dtype == Dtype::Bf16 {
+        Dtype::F32
+    } else {
+        dtype
+    };
     let mut plan = bridge
         .plan(&PlanOptions {
             dtype: Some(dtype),
-            overrides: FLOAT32_SUFFIXES.map(|suffix| (suffix.to_owned(), gdn)).to_vec(),
+            overrides: FLOAT32_SUFFIXES
+                .map(|suffix| (suffix.to_owned(), gdn))
+                .to_vec(),
             without_mtp: !options.mtp,
             ..PlanOptions::default()
         })
         .map_err(|error| ModelError::Plan(Box::new(error)))?;
     for tensor in &mut plan.tensors {
-        let float32 = tensor.sources.iter().all(|source| source.dtype == Dtype::F32);
+        let float32 = tensor
+            .sources
+            .iter()
+            .all(|source| source.dtype == Dtype::F32);
         if tensor.name.ends_with(DT_BIAS) && float32 {
             tensor.dtype = gdn;
         }
@@ -115,7 +129,8 @@ impl Qwen3VlModel {
         let writer = HfWriter::like(checkpoint, dir, options.overwrite)
             .map_err(|error| failed(Box::new(error)))?;
         let run = ExecuteOptions::default();
-        copy_tensors(&copied, checkpoint, &writer, &run).map_err(|error| failed(Box::new(error)))?;
+        copy_tensors(&copied, checkpoint, &writer, &run)
+            .map_err(|error| failed(Box::new(error)))?;
         execute(&export, &self.params.memory(), &writer, &run)
             .map_err(|error| failed(Box::new(error)))?;
         writer.finish().map_err(|error| failed(Box::new(error)))
@@ -132,7 +147,9 @@ impl Qwen3VlModel {
         let reached = |name: &str| {
             let holder = self.params.holder_of(name);
             holder.is_some_and(|name| {
-                self.params.get(name).is_ok_and(|param| param.grad().defined())
+                self.params
+                    .get(name)
+                    .is_ok_and(|param| param.grad().defined())
             })
         };
         let plan = plan(source, &self.options)?

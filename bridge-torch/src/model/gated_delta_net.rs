@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::ModelError;
 use super::layer::Context;
 use super::linear::Linear;
-use crate::ops::gdn::{GdnDims, GdnState, gdn_core};
+use crate::ops::gdn::{GdnDims, GdnState, GdnWeights, gdn_core};
 use crate::params::ParamStore;
 
 /// `in_proj` (rows q, k, v, z, b, a), the convolution, the gates' parameters, `out_norm` and `out_proj`.
@@ -54,22 +54,15 @@ impl GatedDeltaNet {
         context: &Context<'_>,
         state: Option<&mut Option<GdnState>>,
     ) -> Tensor {
-        // Zero rows leave the state as it is: padding must not enter it, whichever side it is on.
-        let projected = match context.padding_to_zero {
-            Some(keep) => self.in_proj.forward(&(x * keep)),
-            None => self.in_proj.forward(x),
-        };
         let before = state.as_ref().and_then(|state| state.as_ref());
-        let (out, after) = gdn_core(
-            &projected,
-            &self.conv1d.squeeze_dim(1),
-            &self.a_log,
-            &self.dt_bias,
-            &self.out_norm,
-            &self.dims,
-            context.sequences,
-            before,
-        );
+        let weights = GdnWeights {
+            conv1d: &self.conv1d.squeeze_dim(1),
+            a_log: &self.a_log,
+            dt_bias: &self.dt_bias,
+            out_norm: &self.out_norm,
+        };
+        let projected = self.in_proj.forward(x);
+        let (out, after) = gdn_core(&projected, &weights, &self.dims, context.sequences, before);
         if let Some(state) = state {
             *state = Some(after);
         }

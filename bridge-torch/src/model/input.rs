@@ -86,13 +86,21 @@ impl ModelInput {
         let table = Table { rows, seq };
         let vocab = i64::try_from(config.text.vocab_size).unwrap_or(i64::MAX);
         let ids = table.read("input_ids", &batch.input_ids)?;
-        table.check("input_ids", &ids, |id| (0..vocab).contains(&id), || {
-            format!("token ids go from 0 to {}", vocab - 1)
-        })?;
+        table.check(
+            "input_ids",
+            &ids,
+            |id| (0..vocab).contains(&id),
+            || format!("token ids go from 0 to {}", vocab - 1),
+        )?;
         let mask = table.optional("attention_mask", batch.attention_mask.as_ref())?;
         if let Some(mask) = &mask {
             let allowed = || "1 is a real token, 0 is padding".to_owned();
-            table.check("attention_mask", mask, |value| value == 0 || value == 1, allowed)?;
+            table.check(
+                "attention_mask",
+                mask,
+                |value| value == 0 || value == 1,
+                allowed,
+            )?;
         }
         let mask: Option<Vec<bool>> = mask
             .map(|mask| mask.iter().map(|&value| value == 1).collect())
@@ -100,7 +108,12 @@ impl ModelInput {
         let types = table.optional("mm_token_type_ids", batch.mm_token_type_ids.as_ref())?;
         if let Some(types) = &types {
             let allowed = || "0 is text, 1 an image, 2 a video".to_owned();
-            table.check("mm_token_type_ids", types, |kind| (0..3).contains(&kind), allowed)?;
+            table.check(
+                "mm_token_type_ids",
+                types,
+                |kind| (0..3).contains(&kind),
+                allowed,
+            )?;
         }
         let labels = table.optional("labels", batch.labels.as_ref())?;
         if let Some(labels) = &labels {
@@ -124,7 +137,11 @@ impl ModelInput {
             .iter()
             .map(|sample| i64::try_from(sample.len()).unwrap_or(i64::MAX))
             .collect();
-        let visual = VisualReader { config, ids: &ids, device };
+        let visual = VisualReader {
+            config,
+            ids: &ids,
+            device,
+        };
         let images = visual.read(
             Modality::Image,
             batch.pixel_values.as_ref(),
@@ -136,7 +153,10 @@ impl ModelInput {
             &batch.video_grid_thw,
         )?;
         let has_grids = types.is_some() && (images.is_some() || videos.is_some());
-        let Positions { ids: position_ids, rope_deltas } = match types.as_deref().filter(|_| has_grids) {
+        let Positions {
+            ids: position_ids,
+            rope_deltas,
+        } = match types.as_deref().filter(|_| has_grids) {
             Some(types) => {
                 let grids = Grids {
                     images: &batch.image_grid_thw,
@@ -145,13 +165,24 @@ impl ModelInput {
                 };
                 positions::with_grids(types, &samples, grids)?
             }
-            None => positions::text(ids.len(), &text_samples(text_positions, &borders, table, samples)),
+            None => positions::text(
+                ids.len(),
+                &text_samples(text_positions, &borders, table, samples),
+            ),
         };
 
         let next_ids = shifted(&ids, &sample_borders, 1, 0);
-        let targets = labels.as_ref().map(|labels| shifted(labels, &sample_borders, 1, IGNORED));
-        let mtp_targets = labels.as_ref().map(|labels| shifted(labels, &sample_borders, 2, IGNORED));
-        let mask = mask.map(|mask| Tensor::from_slice(&mask).view([rows, seq]).to_device(device));
+        let targets = labels
+            .as_ref()
+            .map(|labels| shifted(labels, &sample_borders, 1, IGNORED));
+        let mtp_targets = labels
+            .as_ref()
+            .map(|labels| shifted(labels, &sample_borders, 2, IGNORED));
+        let mask = mask.map(|mask| {
+            Tensor::from_slice(&mask)
+                .view([rows, seq])
+                .to_device(device)
+        });
         let sequences = match &borders {
             Some(_) => Sequences::Packed {
                 cu_seqlens: batch.cu_seqlens.clone().unwrap_or_default(),
@@ -167,10 +198,14 @@ impl ModelInput {
             batch: rows,
             seq,
             ids: Tensor::from_slice(&ids).view([rows, seq]).to_device(device),
-            next_ids: Tensor::from_slice(&next_ids).view([rows, seq]).to_device(device),
+            next_ids: Tensor::from_slice(&next_ids)
+                .view([rows, seq])
+                .to_device(device),
             sequences,
             mask,
-            position_ids: Tensor::from_slice(&position_ids).view([3, rows, seq]).to_device(device),
+            position_ids: Tensor::from_slice(&position_ids)
+                .view([3, rows, seq])
+                .to_device(device),
             rope_deltas,
             lengths,
             has_grids,
@@ -199,7 +234,10 @@ impl Targets {
 
 /// `spatial_merge_size`, 1 without a tower.
 fn merge(config: &HfConfig) -> i64 {
-    let size = config.vision.as_ref().map_or(1, |vision| vision.spatial_merge_size);
+    let size = config
+        .vision
+        .as_ref()
+        .map_or(1, |vision| vision.spatial_merge_size);
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
@@ -248,7 +286,9 @@ fn borders(batch: &Batch, table: Table, masked: bool) -> Result<Option<Vec<usize
             total: table.seq,
         });
     }
-    let borders = found.iter().map(|&border| usize::try_from(border).unwrap_or(0));
+    let borders = found
+        .iter()
+        .map(|&border| usize::try_from(border).unwrap_or(0));
     Ok(Some(borders.collect()))
 }
 
@@ -282,7 +322,10 @@ impl Table {
             return Err(wrong_shape(name, tensor, expected).into());
         }
         let kind = tensor.f_kind()?;
-        if !matches!(kind, Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Uint8 | Kind::Bool) {
+        if !matches!(
+            kind,
+            Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Uint8 | Kind::Bool
+        ) {
             return Err(BatchError::Type {
                 name,
                 found: format!("{kind:?}"),
@@ -345,7 +388,11 @@ impl VisualReader<'_> {
             .filter(|&(_, &found)| found == id)
             .map(|(at, _)| at)
             .collect();
-        let half = |present, absent| BatchError::Half { modality, present, absent };
+        let half = |present, absent| BatchError::Half {
+            modality,
+            present,
+            absent,
+        };
         let pixels = match (pixels, grids.is_empty()) {
             (Some(pixels), false) => pixels,
             (Some(_), true) => return Err(half("pixels", "grids").into()),
@@ -372,7 +419,10 @@ impl VisualReader<'_> {
             return Err(wrong_shape(name, pixels, format!("[patches, {elements}]")).into());
         }
         if !pixels.f_kind().is_ok_and(|kind| {
-            matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half)
+            matches!(
+                kind,
+                Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half
+            )
         }) {
             return Err(BatchError::Type {
                 name,
@@ -392,7 +442,13 @@ impl VisualReader<'_> {
             described = match sum {
                 Some(sum) if fits => sum,
                 _ => {
-                    return Err(BatchError::Grid { modality, index, grid, merge }.into());
+                    return Err(BatchError::Grid {
+                        modality,
+                        index,
+                        grid,
+                        merge,
+                    }
+                    .into());
                 }
             };
             visual += positions::merged_tokens(grid, merge);

@@ -17,8 +17,6 @@ use crate::params::ParamStore;
 #[derive(Debug)]
 pub(super) struct Context<'a> {
     pub(super) sequences: &'a Sequences,
-    /// `[batch, seq, 1]`, 0 at padding; `None` without padding.
-    pub(super) padding_to_zero: Option<&'a Tensor>,
     /// `[batch, seq, rotary dims]`
     pub(super) cos: &'a Tensor,
     pub(super) sin: &'a Tensor,

@@ -52,7 +52,9 @@ impl MtpHead {
             ],
             -1,
         );
-        let (y, _router) = self.layer.forward(&self.eh_proj.forward(&joined), context, None);
+        let (y, _router) = self
+            .layer
+            .forward(&self.eh_proj.forward(&joined), context, None);
         rms_norm(&y, &self.final_norm, self.eps)
     }
 }

@@ -113,15 +113,24 @@ impl Qwen3VlModel {
     ) -> Result<ModelOutput, ModelError> {
         let input = self.input(batch, TextPositions::Columns)?;
         let pass = self.pass(&input, options.hidden_states, options.mtp);
-        let Pass { trunk, mtp_hidden, .. } = pass;
+        let Pass {
+            trunk, mtp_hidden, ..
+        } = pass;
         let aux_loss = self.aux_loss(&input, &trunk);
         let target_loss = |hidden: &Tensor, targets: &Option<Targets>| {
             let targets = targets.as_ref()?;
             Some(self.target_loss(hidden, targets, None))
         };
-        let has_target = input.targets.as_ref().is_some_and(|targets| targets.count > 0);
-        let coefficient = options.router_aux_loss_coef.unwrap_or_else(|| self.config_aux_coef());
-        let lm = has_target.then(|| target_loss(&trunk.hidden, &input.targets)).flatten();
+        let has_target = input
+            .targets
+            .as_ref()
+            .is_some_and(|targets| targets.count > 0);
+        let coefficient = options
+            .router_aux_loss_coef
+            .unwrap_or_else(|| self.config_aux_coef());
+        let lm = has_target
+            .then(|| target_loss(&trunk.hidden, &input.targets))
+            .flatten();
         let loss = lm.map(|lm| match &aux_loss {
             Some(aux) => lm + aux * coefficient,
             None => lm,
@@ -173,9 +182,11 @@ impl Qwen3VlModel {
         if let Some(aux) = &aux {
             total = total + aux * options.router_aux_loss_coef;
         }
-        let mtp = pass.mtp_hidden.as_ref().zip(input.mtp_targets.as_ref()).map(|(hidden, targets)| {
-            self.target_loss(hidden, targets, options.mtp_normalizer)
-        });
+        let mtp = pass
+            .mtp_hidden
+            .as_ref()
+            .zip(input.mtp_targets.as_ref())
+            .map(|(hidden, targets)| self.target_loss(hidden, targets, options.mtp_normalizer));
         if let Some(mtp) = &mtp {
             total = total + mtp * options.mtp_loss_scaling_factor;
         }
@@ -185,7 +196,10 @@ impl Qwen3VlModel {
             mtp,
             aux,
             supervised_tokens: targets.count,
-            mtp_tokens: input.mtp_targets.as_ref().map_or(0, |targets| targets.count),
+            mtp_tokens: input
+                .mtp_targets
+                .as_ref()
+                .map_or(0, |targets| targets.count),
         })
     }
 
@@ -208,19 +222,29 @@ impl Qwen3VlModel {
     /// With a `cache`, `input` goes on behind what it holds, and `sequences`' mask covers all keys.
     pub(crate) fn next_logits(&self, input: &ModelInput, cache: Option<&mut Cache>) -> Tensor {
         let visual = self.encode(input);
-        let trunk = self.with_context(input, cache.as_ref().map_or(0, |cache| cache.length), |context| {
-            let scatter = visual.scatter(input);
-            self.language.trunk(input, &scatter, context, cache, false)
-        });
+        let trunk = self.with_context(
+            input,
+            cache.as_ref().map_or(0, |cache| cache.length),
+            |context| {
+                let scatter = visual.scatter(input);
+                self.language.trunk(input, &scatter, context, cache, false)
+            },
+        );
         let last = trunk.hidden.select(1, input.seq - 1);
         let logits = self.language.logits(&last);
-        if logits.kind() == Kind::Double { logits } else { logits.to_kind(Kind::Float) }
+        if logits.kind() == Kind::Double {
+            logits
+        } else {
+            logits.to_kind(Kind::Float)
+        }
     }
 
     fn pass(&self, input: &ModelInput, keep: bool, mtp: bool) -> Pass {
         let visual = self.encode(input);
         self.with_context(input, 0, |context| {
-            let trunk = self.language.trunk(input, &visual.scatter(input), context, None, keep);
+            let trunk = self
+                .language
+                .trunk(input, &visual.scatter(input), context, None, keep);
             let mtp_hidden = mtp
                 .then(|| self.language.mtp_hidden(input, &trunk.hidden, context))
                 .flatten();
@@ -240,12 +264,8 @@ impl Qwen3VlModel {
         job: impl FnOnce(&Context<'_>) -> T,
     ) -> T {
         let (cos, sin) = self.language.rotary(&input.position_ids);
-        // A single token behind a cache is a real one.
-        let padding = input.mask.as_ref().filter(|_| seen == 0);
-        let keep = padding.map(|mask| mask.unsqueeze(-1).to_kind(self.kind()));
         job(&Context {
             sequences: &input.sequences,
-            padding_to_zero: keep.as_ref(),
             cos: &cos,
             sin: &sin,
             seen,
@@ -268,14 +288,23 @@ impl Qwen3VlModel {
         let rows = hidden.view([-1, hidden.size()[2]]);
         let count = i32::try_from(targets.count.max(1)).map_or(f64::MAX, f64::from);
         let normalizer = normalizer.unwrap_or(count);
-        linear_cross_entropy(&rows, self.language.output_weight(), &targets.ids, normalizer)
+        linear_cross_entropy(
+            &rows,
+            self.language.output_weight(),
+            &targets.ids,
+            normalizer,
+        )
     }
 
     fn aux_loss(&self, input: &ModelInput, trunk: &TrunkOutput) -> Option<Tensor> {
         let moe = self.config.text.moe.as_ref()?;
         let logits: Vec<&Tensor> = trunk.routers.iter().map(|router| &router.logits).collect();
         let top_k = i64::try_from(moe.num_experts_per_tok).unwrap_or(i64::MAX);
-        Some(load_balancing_loss(&logits, top_k, input.flat_mask().as_ref()))
+        Some(load_balancing_loss(
+            &logits,
+            top_k,
+            input.flat_mask().as_ref(),
+        ))
     }
 
     fn config_aux_coef(&self) -> f64 {

@@ -9,6 +9,7 @@ use super::ModelError;
 use super::linear::Linear;
 use super::vision_tables::VisionTables;
 use crate::ops::attention::attention;
+use crate::ops::compute_kind;
 use crate::ops::norm::layer_norm;
 use crate::ops::rotary::apply_rotary;
 use crate::ops::sequences::Sequences;
@@ -36,7 +37,10 @@ impl VisionTower {
         if !config.deepstack_visual_indexes.is_empty() {
             return Err(ModelError::Unsupported {
                 what: "deepstack in the vision tower (no published Qwen3.5 or 3.6 has it)",
-                found: format!("deepstack_visual_indexes {:?}", config.deepstack_visual_indexes),
+                found: format!(
+                    "deepstack_visual_indexes {:?}",
+                    config.deepstack_visual_indexes
+                ),
             });
         }
         let size = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -44,7 +48,13 @@ impl VisionTower {
         let heads = size(config.num_heads);
         let head_dim = width / heads;
         let blocks = (0..config.depth)
-            .map(|layer| Block::new(params, &format!("vision_model.decoder.layers.{layer}"), heads))
+            .map(|layer| {
+                Block::new(
+                    params,
+                    &format!("vision_model.decoder.layers.{layer}"),
+                    heads,
+                )
+            })
             .collect::<Result<_, _>>()?;
         let merge = size(config.spatial_merge_size);
         Ok(Self {
@@ -66,13 +76,16 @@ impl VisionTower {
         let kind = self.pos_embed.kind();
         let device = self.pos_embed.device();
         let weight = self.patch_weight.flatten(1, -1);
-        let x = pixels
-            .to_kind(kind)
-            .linear(&weight, Some(&self.patch_bias)); // [n, x]
+        let x = pixels.to_kind(kind).linear(&weight, Some(&self.patch_bias)); // [n, x]
         let wide = compute_kind(kind);
         let taps = Tensor::from_slice(&tables.taps).to_device(device);
-        let weights = Tensor::from_slice(&tables.weights).to_kind(wide).to_device(device);
-        let positions = (self.pos_embed.index_select(0, &taps).view([-1, 4, x.size()[1]])
+        let weights = Tensor::from_slice(&tables.weights)
+            .to_kind(wide)
+            .to_device(device);
+        let positions = (self
+            .pos_embed
+            .index_select(0, &taps)
+            .view([-1, 4, x.size()[1]])
             * weights.view([-1, 4, 1]))
         .sum_dim_intlist([1i64].as_slice(), false, wide);
         let mut x = x + positions.to_kind(kind);
@@ -94,11 +107,6 @@ impl VisionTower {
             .to_kind(Kind::Double);
         vision_rotary(&positions, self.head_dim, self.rope_theta, kind)
     }
-}
-
-/// The dtype of what must not be rounded to bfloat16.
-fn compute_kind(kind: Kind) -> Kind {
-    if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 /// cos and sin `[1, n, d]` of axial positions `[n, 2, 1]` (row, column).
