@@ -198,8 +198,8 @@ fn inputs_that_do_not_fit_are_errors_that_name_them() {
         "there is no `input_ids`",
     );
     refuses(
-        &|batch| batch.get_mut("labels").unwrap().1 = vec![1, 1, 17],
-        "`labels` has shape [1, 1, 17], expected [1, 17] as input_ids",
+        &|batch| batch.get_mut("labels").unwrap().1 = vec![1, 1, 27],
+        "`labels` has shape [1, 1, 27], expected [1, 27] as input_ids",
     );
     refuses(
         &|batch| drop(batch.remove("pixel_values")),

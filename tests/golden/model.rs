@@ -3,8 +3,9 @@
 //! Bars are those of goldens/README.md: 1e-6 in float64, ten times the noise of transformers' own float32 run in
 //! float32, and a rounding budget in bfloat16.
 
+use bridge_core::checkpoint::hf::Overwrite;
 use bridge_torch::model::vision_tables::VisionTables;
-use bridge_torch::model::{ForwardOptions, ModelOutput, Qwen3VlModel};
+use bridge_torch::model::{ForwardOptions, ModelOptions, ModelOutput, Qwen3VlModel, SaveOptions};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 use tests::golden;
@@ -332,4 +333,86 @@ fn position_tables_of_the_vision_tower_equal_transformers() {
     )
     .unwrap();
     assert_eq!(borders, expected);
+}
+
+/// A directory's tensors and small files, by name.
+fn contents(dir: &std::path::Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let files = fs_err::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    files
+        .map(|file| {
+            let name = file.file_name().into_string().unwrap();
+            (name, fs_err::read(file.path()).unwrap())
+        })
+        .collect()
+}
+
+/// A_log and out_norm are float32 in the checkpoints and were cast to bfloat16 elsewhere; MTP heads were lost.
+#[test]
+fn a_saved_model_is_the_loaded_checkpoint_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, dtype) in [
+        ("dense_vl", Kind::Float),
+        ("dense_vl", Kind::Double),
+        ("moe_vl", Kind::Float),
+        ("dense_vl_tied_bf16", Kind::BFloat16),
+        ("moe_vl_bf16", Kind::BFloat16),
+        ("moe_vl_bf16", Kind::Float),
+    ] {
+        for (mtp, unchanged) in [(true, false), (false, false), (true, true)] {
+            let (bridge, model) = model(name, dtype, mtp);
+            let target = dir
+                .path()
+                .join(format!("{name}_{dtype:?}_{mtp}_{unchanged}"));
+            let options = SaveOptions {
+                unchanged: &|_| unchanged,
+                overwrite: Overwrite::No,
+            };
+            model.save_hf(&bridge, &target, &options).unwrap();
+            let (found, expected) = (
+                contents(&target),
+                contents(&golden("checkpoints").join(name)),
+            );
+            assert_eq!(
+                found.keys().collect::<Vec<_>>(),
+                expected.keys().collect::<Vec<_>>()
+            );
+            for (file, expected) in &expected {
+                assert!(
+                    found[file] == *expected,
+                    "{name} {dtype:?} mtp {mtp}: {file} differs"
+                );
+            }
+            assert!(
+                model.save_hf(&bridge, &target, &options).is_err(),
+                "it was overwritten"
+            );
+        }
+    }
+}
+
+/// bfloat16 initialisation drew zeros elsewhere, and A_log became -inf: a head that is dead without a word.
+#[test]
+fn a_log_that_is_not_finite_is_refused_by_name_at_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = golden("checkpoints/dense_vl");
+    for (file, bytes) in contents(&source) {
+        fs_err::write(dir.path().join(file), bytes).unwrap();
+    }
+    let weights = dir.path().join("model.safetensors");
+    let mut bytes = fs_err::read(&weights).unwrap();
+    let name = "model.language_model.layers.1.linear_attn.A_log";
+    let (start, _) = {
+        let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let (begin, end) = metadata.info(name).unwrap().data_offsets;
+        (8 + header + begin, end)
+    };
+    bytes[start + 8..start + 12].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+    fs_err::write(&weights, bytes).unwrap();
+    let bridge = bridge_core::AutoBridge::from_hf_pretrained(dir.path()).unwrap();
+    let error = Qwen3VlModel::load(&bridge, &ModelOptions::default()).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        cause.contains(name) && cause.contains("element 2"),
+        "{cause}"
+    );
 }
