@@ -240,7 +240,7 @@ impl ParamMemory<'_> {
         let size = slot.info.dtype.size_bytes();
         let end = offset.saturating_add(len as u64);
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        if end > slot.info.num_bytes() || start % size != 0 || len % size != 0 {
+        if end > slot.info.num_bytes() || !start.is_multiple_of(size) || !len.is_multiple_of(size) {
             return Err(CheckpointError::Range {
                 name: name.to_owned(),
                 start: offset,

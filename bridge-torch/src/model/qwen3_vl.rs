@@ -175,21 +175,23 @@ impl Qwen3VlModel {
         let with_mtp = options.mtp_loss_scaling_factor != 0.0;
         let pass = self.pass(&input, false, with_mtp);
         let lm = self.target_loss(&pass.trunk.hidden, targets, options.normalizer);
-        let mut total = lm.shallow_clone();
         let aux = (options.router_aux_loss_coef != 0.0)
             .then(|| self.aux_loss(&input, &pass.trunk))
             .flatten();
-        if let Some(aux) = &aux {
-            total = total + aux * options.router_aux_loss_coef;
-        }
         let mtp = pass
             .mtp_hidden
             .as_ref()
             .zip(input.mtp_targets.as_ref())
             .map(|(hidden, targets)| self.target_loss(hidden, targets, options.mtp_normalizer));
-        if let Some(mtp) = &mtp {
-            total = total + mtp * options.mtp_loss_scaling_factor;
-        }
+        let weighted = [
+            aux.as_ref().map(|aux| aux * options.router_aux_loss_coef),
+            mtp.as_ref()
+                .map(|mtp| mtp * options.mtp_loss_scaling_factor),
+        ];
+        let total = weighted
+            .into_iter()
+            .flatten()
+            .fold(lm.shallow_clone(), |sum, term| sum + term);
         Ok(Losses {
             total,
             lm,
