@@ -36,6 +36,7 @@ fn main() {
         .flag("-Wextra")
         .compile("bridge_shim");
     println!("cargo::rerun-if-changed=src/shim/cpp");
+    println!("cargo::rerun-if-changed=src/shim/ffi.rs");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }
 

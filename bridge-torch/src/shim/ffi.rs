@@ -1,7 +1,11 @@
-#![expect(unsafe_code, reason = "the cxx bridge is the border to C++")]
+#![expect(
+    unsafe_code,
+    unreachable_pub,
+    reason = "the cxx bridge is the border to C++, and its macro makes every function pub"
+)]
 
 #[cxx::bridge]
-mod bridge {
+pub(crate) mod bridge {
     #[namespace = "at"]
     unsafe extern "C++" {
         include!("shim.h");
@@ -9,7 +13,30 @@ mod bridge {
     }
     #[namespace = "bridge_shim"]
     unsafe extern "C++" {
-        /// Keeps freed memory in the process.
         fn keep_freed_memory();
+
+        type AdamW;
+        fn new_adamw(beta1: f64, beta2: f64, eps: f64, masters: bool) -> UniquePtr<AdamW>;
+        fn add(self: Pin<&mut AdamW>, param: &Tensor, weight_decay: f64) -> Result<()>;
+        fn step(self: Pin<&mut AdamW>, lr: f64, max_norm: f64) -> Result<f64>;
+        fn zero_grad(self: &AdamW);
+        fn exp_avg(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
+        fn exp_avg_sq(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
+        fn steps(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
+        fn stepped(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
+        fn has_master(self: &AdamW, index: usize) -> Result<bool>;
+        fn publish(self: &AdamW) -> Result<()>;
     }
+}
+
+/// C++'s view of a tensor of ours.
+pub(crate) fn at(tensor: &tch::Tensor) -> &bridge::Tensor {
+    // SAFETY: tch's `C_tensor` is an `at::Tensor`, alive as long as the borrow.
+    unsafe { &*tensor.as_ptr().cast::<bridge::Tensor>() }
+}
+
+/// Takes over a tensor that C++ made.
+pub(crate) fn own(tensor: cxx::UniquePtr<bridge::Tensor>) -> tch::Tensor {
+    // SAFETY: the pointer comes from `std::make_unique<at::Tensor>`, and tch frees it with `delete`.
+    unsafe { tch::Tensor::from_ptr(tensor.into_raw().cast()) }
 }

@@ -1,3 +1,12 @@
 //! The C++ shim: the only place of this crate that crosses into C++ and uses `unsafe`.
 
 mod ffi;
+
+pub(crate) use ffi::{at, bridge, own};
+
+/// Keeps freed memory in the process, so that large tensors do not cost page faults each time they are made.
+///
+/// A choice of the whole process: call it before the first tensor exists, and say so to the user.
+pub fn keep_freed_memory() {
+    bridge::keep_freed_memory();
+}

@@ -1,6 +1,6 @@
 #include <malloc.h>
 
-#include "shim.h"
+#include "memory.h"
 
 namespace bridge_shim {
 

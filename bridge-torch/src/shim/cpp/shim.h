@@ -1,11 +1,6 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
+// What the cxx bridge (ffi.rs) sees.
 
-namespace bridge_shim {
-
-// glibc hands large freed blocks back to the kernel, and each new one then costs page faults.
-// Must run before the first tensor exists.
-void keep_freed_memory();
-
-}  // namespace bridge_shim
+#include "adamw.h"
+#include "memory.h"

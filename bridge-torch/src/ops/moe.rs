@@ -1,0 +1,97 @@
+//! Routing, the routed experts and the auxiliary loss.
+
+use tch::{Kind, Tensor};
+
+use super::compute_kind;
+
+/// Which experts each row goes to.
+#[derive(Debug)]
+pub struct Routing {
+    /// `[n, k]`, in the logits' kind; each row sums to 1.
+    pub weights: Tensor,
+    /// `[n, k]` int64, by falling probability.
+    pub experts: Tensor,
+}
+
+/// Chooses the `top_k` experts of each row: softmax in float32 over all, the best, renormalised.
+///
+/// `logits`: `[n, experts]`.
+pub fn route(logits: &Tensor, top_k: i64) -> Routing {
+    let probabilities = logits.softmax(-1, compute_kind(logits.kind()));
+    let (weights, experts) = probabilities.topk(top_k, -1, true, true);
+    let sum = weights.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
+    Routing {
+        weights: (weights / sum).to_kind(logits.kind()),
+        experts,
+    }
+}
+
+/// The weighted sum of each row's experts: `sum_k w_k fc2_e(swiglu(fc1_e(x)))`.
+///
+/// `x`: `[n, h]`; `fc1`: `[experts, 2 I, h]`, gate first; `fc2`: `[experts, h, I]`; returns `[n, h]`.
+pub fn experts(x: &Tensor, routing: &Routing, fc1: &Tensor, fc2: &Tensor) -> Tensor {
+    let (n, h) = x.size2().expect("experts take rows");
+    let top_k = routing.experts.size()[1];
+    let count = fc1.size()[0];
+    let flat = routing.experts.reshape([-1]);
+    let (_, order) = flat.sort_stable(true, 0, false);
+    let inverse = order.argsort(0, false);
+    let sizes = Vec::<i64>::try_from(
+        &flat
+            .bincount(None::<Tensor>, count)
+            .to_device(tch::Device::Cpu),
+    )
+    .expect("bincount gives one int64 an expert");
+    let rows = x.index_select(0, &order.divide_scalar_mode(top_k, "floor"));
+    let mut outputs = Vec::new();
+    let mut start = 0;
+    for (expert, size) in (0i64..).zip(sizes) {
+        if size == 0 {
+            continue;
+        }
+        let inner = rows
+            .narrow(0, start, size)
+            .matmul(&fc1.select(0, expert).tr());
+        outputs.push(super::swiglu::swiglu(&inner).matmul(&fc2.select(0, expert).tr()));
+        start += size;
+    }
+    let out = Tensor::cat(&outputs, 0)
+        .index_select(0, &inverse)
+        .view([n, top_k, h]);
+    (out * routing.weights.unsqueeze(-1)).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>)
+}
+
+/// The load-balancing loss of all layers together: `E sum_e f_e P_e`, where `f_e` counts choices and `P_e` averages
+/// probabilities over the real rows of all layers.
+///
+/// `logits`: `[n, experts]` a layer; `mask`: `[n]`, true at real tokens. A balanced router gives `top_k`; `f` carries no
+/// gradient. Defined by: transformers, `load_balancing_loss_func`.
+pub fn load_balancing_loss(logits: &[&Tensor], top_k: i64, mask: Option<&Tensor>) -> Tensor {
+    let all = Tensor::cat(logits, 0);
+    let experts = all.size()[1];
+    let probabilities = all.softmax(-1, all.kind()); // [layers n, E]
+    let (_, chosen) = probabilities.topk(top_k, -1, true, true);
+    let wide = compute_kind(all.kind());
+    let options = (wide, all.device());
+    let weights = match mask {
+        Some(mask) => mask
+            .reshape([-1])
+            .to_kind(wide)
+            .repeat([i64::try_from(logits.len()).expect("few layers")]),
+        None => Tensor::ones([all.size()[0]], options),
+    };
+    let rows = weights.sum(None::<Kind>);
+    let each = weights.unsqueeze(-1);
+    let counts = Tensor::zeros([experts], options).scatter_add(
+        0,
+        &chosen.reshape([-1]),
+        &each.expand([-1, top_k], false).reshape([-1]),
+    );
+    let share = (probabilities.to_kind(wide) * each).sum_dim_intlist(
+        [0i64].as_slice(),
+        false,
+        None::<Kind>,
+    );
+    let sum = (counts / &rows * (share / rows)).sum(None::<Kind>);
+    sum * experts
+}

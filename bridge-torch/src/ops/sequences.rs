@@ -1,0 +1,80 @@
+//! Which rows of a batch belong together.
+
+use tch::{Device, Kind, Tensor};
+
+/// The samples of a batch, as ops that mix positions see them.
+#[derive(Debug)]
+pub enum Sequences {
+    /// One sample a row of `[batch, seq]`.
+    Padded {
+        /// Rows.
+        batch: i64,
+        /// Columns.
+        seq: i64,
+        /// `[batch, seen + seq]`, true at real tokens; `None` when all are. With a cache of `seen` tokens the mask covers
+        /// these too; ops without a cache read its last `seq` columns.
+        mask: Option<Tensor>,
+    },
+    /// All samples after each other in one row: sample `i` is `cu_seqlens[i]..cu_seqlens[i + 1]`.
+    Packed {
+        /// Borders, from 0 to `total`, never falling.
+        cu_seqlens: Vec<i64>,
+        /// Tokens in the row.
+        total: i64,
+    },
+}
+
+impl Sequences {
+    /// How many samples there are; each has a state of its own.
+    pub fn count(&self) -> i64 {
+        match self {
+            Self::Padded { batch, .. } => *batch,
+            Self::Packed { cu_seqlens, .. } => {
+                i64::try_from(cu_seqlens.len().saturating_sub(1)).expect("fewer samples than i64")
+            }
+        }
+    }
+
+    /// `[batch, seq]` mask of the current tokens, true at real ones.
+    pub(crate) fn current_mask(&self) -> Option<Tensor> {
+        match self {
+            Self::Padded {
+                seq,
+                mask: Some(mask),
+                ..
+            } => Some(
+                mask.narrow(1, mask.size()[1] - seq, *seq)
+                    .to_kind(Kind::Bool),
+            ),
+            _ => None,
+        }
+    }
+
+    /// Borders of packed samples, pairwise.
+    pub(crate) fn spans(cu_seqlens: &[i64]) -> impl Iterator<Item = (i64, i64)> + '_ {
+        cu_seqlens
+            .windows(2)
+            .map(|pair| (pair[0], pair[1] - pair[0]))
+    }
+
+    /// `x` with zeros at padding; `x` is `[batch, seq, ..]`.
+    pub(crate) fn zero_padding(&self, x: &Tensor) -> Tensor {
+        let Some(mask) = self.current_mask() else {
+            return x.shallow_clone();
+        };
+        let mut shape = mask.size();
+        shape.resize(x.dim(), 1);
+        x * mask.view(shape.as_slice()).to_kind(x.kind())
+    }
+}
+
+/// A float mask for attention scores: 0 where the key may be seen.
+pub(crate) fn additive_mask(visible: &Tensor, kind: Kind) -> Tensor {
+    Tensor::zeros(visible.size(), (kind, visible.device()))
+        .masked_fill(&visible.logical_not(), f64::NEG_INFINITY)
+}
+
+/// `[queries, keys]`, true where query `i` may see key `j`: `j <= i + offset`.
+pub(crate) fn causal(queries: i64, keys: i64, offset: i64, device: Device) -> Tensor {
+    Tensor::ones([queries, keys], (Kind::Bool, device)).tril(offset)
+}
