@@ -1,6 +1,7 @@
 #include "adamw.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
@@ -113,6 +114,7 @@ double AdamW::step(double lr, double max_norm) {
     } else if (divisor != 1.0) {
       grad_scale = at::full({}, divisor, group.steps.front().options());
     }
+    at::_foreach_add_(group.steps, 1);  // the fused step divides by 1 - beta^steps
     at::_fused_adamw_(group.params, group.grads, group.exp_avgs, group.exp_avg_sqs, {}, group.steps,
                       lr, beta1_, beta2_, key.first, eps_, /*amsgrad=*/false, /*maximize=*/false,
                       grad_scale, std::nullopt);
