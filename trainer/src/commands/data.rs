@@ -358,7 +358,10 @@ impl TensorFile {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(header.as_bytes())?;
         self.spool.rewind()?;
-        io::copy(&mut Read::by_ref(&mut self.spool).take(self.bytes), &mut out)?;
+        io::copy(
+            &mut Read::by_ref(&mut self.spool).take(self.bytes),
+            &mut out,
+        )?;
         out.as_file().sync_all()?;
         out.persist(path)?;
         Ok(())

@@ -47,7 +47,7 @@ pub(crate) enum VideoInput {
 }
 
 /// Keys of a row that are known; any other is left alone unless it looks like one of these.
-const ROW_KEYS: [&str; 13] = [
+const ROW_KEYS: [&str; 11] = [
     "messages",
     "conversations",
     "images",
@@ -59,8 +59,6 @@ const ROW_KEYS: [&str; 13] = [
     "system",
     "chat_template_kwargs",
     "add_generation_prompt",
-    "id",
-    "source",
 ];
 
 impl Conversation {
@@ -164,8 +162,8 @@ pub(crate) fn refuse_misspelt_keys(
             continue;
         }
         let allowed = match key.len() {
-            0..=3 => 0,
-            4..=5 => 1,
+            0..=2 => 0,
+            3..=5 => 1,
             _ => 2,
         };
         let nearest = known
