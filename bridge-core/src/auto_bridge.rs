@@ -197,7 +197,7 @@ impl AutoBridge {
             if registry.hf_parameter(name).is_some() {
                 continue;
             }
-            let hint = self.unexpected_hint(name);
+            let hint = self.unexpected_hint(registry, name);
             // A suggestion costs a walk over all names; the first ten are shown.
             suggested += 1;
             let nearest = (hint.is_none() && suggested <= 10)
@@ -213,7 +213,7 @@ impl AutoBridge {
         problems
     }
 
-    fn unexpected_hint(&self, name: &str) -> Option<&'static str> {
+    fn unexpected_hint(&self, registry: &Registry, name: &str) -> Option<&'static str> {
         if name.starts_with("mtp.") && !self.facts.mtp {
             return Some(
                 "the checkpoint has an MTP head, but config.json does not: set mtp_num_hidden_layers to 1",
@@ -222,6 +222,11 @@ impl AutoBridge {
         if name == "lm_head.weight" && self.config.tie_word_embeddings {
             return Some(
                 "config.json ties the output layer to the embedding: set tie_word_embeddings to false, or remove the tensor",
+            );
+        }
+        if registry.is_numbered_otherwise(name) {
+            return Some(
+                "its layer or expert number is beyond those of config.json, or the layer is of the other type; is this config from the same model?",
             );
         }
         if name.contains(".mlp.experts.") {

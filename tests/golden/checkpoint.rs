@@ -290,6 +290,29 @@ fn an_unknown_tensor_is_named_with_its_file_and_the_nearest_name() {
 }
 
 #[test]
+fn a_layer_beyond_the_config_is_named_with_the_reason() {
+    let dir = changed(
+        "dense_vl",
+        |_| {},
+        |config| {
+            config["text_config"]["num_hidden_layers"] = 3.into();
+            config["text_config"]
+                .as_object_mut()
+                .unwrap()
+                .remove("layer_types");
+        },
+    );
+    let message = refusal(&dir.path().join("model"));
+    assert_says(
+        &message,
+        &[
+            "model.language_model.layers.3.",
+            "beyond those of config.json",
+        ],
+    );
+}
+
+#[test]
 fn a_wrong_shape_and_a_wrong_dtype_are_named_with_found_and_expected() {
     let dir = changed(
         "dense_vl",

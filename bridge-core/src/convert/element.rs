@@ -57,21 +57,91 @@ fn put<const N: usize>(bytes: &mut [u8], index: usize, one: [u8; N]) {
     bytes[index * N..(index + 1) * N].copy_from_slice(&one);
 }
 
-/// Whether a 16- or 32-bit pattern of `bytes` is an infinity or NaN; gives the first such element.
+/// The first element that is an infinity or NaN: all bits of its exponent are set.
 pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
-    let any = |size: usize, exponent: u64| {
-        bytes.chunks_exact(size).position(|element| {
-            let mut word = [0u8; 8];
-            word[..size].copy_from_slice(element);
-            u64::from_le_bytes(word) & exponent == exponent
-        })
-    };
     match dtype {
-        Dtype::Bf16 => any(2, 0x7f80),
-        Dtype::F16 => any(2, 0x7c00),
-        Dtype::F32 => any(4, 0x7f80_0000),
-        Dtype::F64 => any(8, 0x7ff0_0000_0000_0000),
+        Dtype::Bf16 => find(bytes, |word| u16::from_le_bytes(word) & 0x7f80 == 0x7f80),
+        Dtype::F16 => find(bytes, |word| u16::from_le_bytes(word) & 0x7c00 == 0x7c00),
+        Dtype::F32 => find(bytes, |word| {
+            u32::from_le_bytes(word) & 0x7f80_0000 == 0x7f80_0000
+        }),
+        Dtype::F64 => find(bytes, |word| {
+            u64::from_le_bytes(word) >> 52 & 0x7ff == 0x7ff
+        }),
         _ => None,
+    }
+}
+
+/// The first element that `is_bad`. Whole blocks are looked at without leaving early, so that they vectorise.
+fn find<const N: usize>(bytes: &[u8], is_bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+    let (elements, _) = bytes.as_chunks::<N>();
+    const BLOCK: usize = 1024;
+    elements
+        .chunks(BLOCK)
+        .enumerate()
+        .find_map(|(number, block)| {
+            let any = block.iter().fold(false, |any, word| any | is_bad(*word));
+            let within = if any {
+                block.iter().position(|word| is_bad(*word))
+            } else {
+                None
+            };
+            within.map(|at| number * BLOCK + at)
+        })
+}
+
+/// What a cast did to a run of values.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(super) struct Rounding {
+    /// Values that do not come back exactly.
+    pub(super) elements: usize,
+    /// The largest distance to what comes back.
+    pub(super) max_error: f64,
+}
+
+/// Casts a run of values, for the pairs of types that checkpoints and runs use; `None` for other pairs.
+pub(super) fn cast(from: Dtype, to: Dtype, values: &[u8], into: &mut [u8]) -> Option<Rounding> {
+    let load_bf16 = |word| bf16::from_le_bytes(word).to_f32();
+    let load_f16 = |word| f16::from_le_bytes(word).to_f32();
+    let store_bf16 = |value| bf16::from_f32(value).to_le_bytes();
+    let store_f16 = |value| f16::from_f32(value).to_le_bytes();
+    match (from, to) {
+        (Dtype::Bf16, Dtype::F32) => widen(values, into, load_bf16),
+        (Dtype::F16, Dtype::F32) => widen(values, into, load_f16),
+        (Dtype::F32, Dtype::Bf16) => return Some(narrow(values, into, store_bf16, load_bf16)),
+        (Dtype::F32, Dtype::F16) => return Some(narrow(values, into, store_f16, load_f16)),
+        _ => return None,
+    }
+    Some(Rounding::default())
+}
+
+fn widen(values: &[u8], into: &mut [u8], load: impl Fn([u8; 2]) -> f32) {
+    let (values, _) = values.as_chunks::<2>();
+    let (into, _) = into.as_chunks_mut::<4>();
+    for (value, target) in values.iter().zip(into) {
+        *target = load(*value).to_le_bytes();
+    }
+}
+
+fn narrow(
+    values: &[u8],
+    into: &mut [u8],
+    store: impl Fn(f32) -> [u8; 2],
+    load: impl Fn([u8; 2]) -> f32,
+) -> Rounding {
+    let (values, _) = values.as_chunks::<4>();
+    let (into, _) = into.as_chunks_mut::<2>();
+    let (mut elements, mut max_error) = (0usize, 0f32);
+    for (value, target) in values.iter().zip(into) {
+        let value = f32::from_le_bytes(*value);
+        *target = store(value);
+        let error = (load(*target) - value).abs();
+        elements += usize::from(error > 0.0);
+        max_error = max_error.max(error);
+    }
+    Rounding {
+        elements,
+        max_error: f64::from(max_error),
     }
 }
 
@@ -98,6 +168,31 @@ mod tests {
             let mut bytes = vec![0; 2 * dtype.size_bytes()];
             store(dtype, &mut bytes, 1, 0.1);
             assert_eq!(load(dtype, &bytes, 1), round(dtype, 0.1));
+        }
+    }
+
+    #[test]
+    fn casting_a_run_gives_what_casting_each_value_gives() {
+        let numbers: Vec<f64> = (0..3000).map(|i| f64::from(i) * 0.37 - 500.1).collect();
+        for from in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+            for to in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+                let mut values = vec![0; numbers.len() * from.size_bytes()];
+                let mut wanted = vec![0; numbers.len() * to.size_bytes()];
+                let mut inexact = 0;
+                for (index, number) in numbers.iter().enumerate() {
+                    store(from, &mut values, index, *number);
+                    let value = load(from, &values, index);
+                    store(to, &mut wanted, index, value);
+                    inexact += usize::from(load(to, &wanted, index) != value);
+                }
+                let mut found = vec![0; wanted.len()];
+                let Some(rounding) = cast(from, to, &values, &mut found) else {
+                    assert!(from == to || from.size_bytes() == to.size_bytes());
+                    continue;
+                };
+                assert!(found == wanted, "{from} to {to}");
+                assert_eq!(rounding.elements, inexact, "{from} to {to}");
+            }
         }
     }
 }

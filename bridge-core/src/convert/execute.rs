@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::ConvertError;
-use super::element::{first_non_finite, load, round, store};
+use super::element::{Rounding, cast, first_non_finite, load, round, store};
 use crate::Dtype;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSink, TensorSource};
 use crate::mapping::Transform;
@@ -190,12 +190,6 @@ struct Job<'a> {
     transforms: &'a [Transform],
 }
 
-#[derive(Default, Clone, Copy)]
-struct Rounding {
-    elements: usize,
-    max_error: f64,
-}
-
 impl<'a> Job<'a> {
     fn new(
         tensor: &'a TensorPlan,
@@ -269,8 +263,9 @@ impl<'a> Job<'a> {
                 let to = piece.end.min(start + copy.row_elements);
                 let source_from = copy.source_start + row * copy.source_stride + from - start;
                 let into = &mut target[(from - piece.start) * size..(to - piece.start) * size];
-                self.fill(copy, source_from, into, &mut scratch, source, options)?
-                    .add_to(&mut rounding);
+                let part = self.fill(copy, source_from, into, &mut scratch, source, options)?;
+                rounding.elements += part.elements;
+                rounding.max_error = rounding.max_error.max(part.max_error);
             }
         }
         let offset = piece.start as u64 * size as u64;
@@ -332,6 +327,11 @@ impl<'a> Job<'a> {
     /// Casts and transforms `values` into `into`, and counts what would not come back exactly.
     fn convert(&self, from: Dtype, values: &[u8], into: &mut [u8]) -> Rounding {
         let to = self.tensor.dtype;
+        if self.transforms.is_empty()
+            && let Some(rounding) = cast(from, to, values, into)
+        {
+            return rounding;
+        }
         let wide = from.widest(to);
         let exact = self.transforms.is_empty() && wide == to;
         let mut rounding = Rounding::default();
@@ -356,12 +356,5 @@ impl<'a> Job<'a> {
             }
         }
         rounding
-    }
-}
-
-impl Rounding {
-    fn add_to(self, total: &mut Rounding) {
-        total.elements += self.elements;
-        total.max_error = total.max_error.max(self.max_error);
     }
 }

@@ -194,6 +194,17 @@ impl Registry {
         self.hf.get(hf_name)
     }
 
+    /// Whether `name` is a row's Hugging Face name but for the numbers of its layer and expert.
+    #[must_use]
+    pub fn is_numbered_otherwise(&self, name: &str) -> bool {
+        self.sections.iter().any(|section| {
+            section.rows.iter().flat_map(|row| &row.hf).any(|hf| {
+                let pattern = hf.pattern.behind(&section.hf_prefix);
+                pattern.captures(name).is_some()
+            })
+        })
+    }
+
     /// The Hugging Face name of the table that is closest to `name`.
     #[must_use]
     pub fn nearest_hf_name(&self, name: &str) -> Option<&str> {
