@@ -277,3 +277,27 @@ fn very_long_and_very_small_pictures_end_with_a_size_or_an_error() {
         "{error}"
     );
 }
+
+/// libjpeg fills what is missing with gray and calls it a warning.
+#[test]
+fn a_picture_cut_short_is_an_error_that_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut");
+    for name in [
+        "rgb_120x90.jpg",
+        "cmyk_64x56.jpg",
+        "rgb_64x64.png",
+        "webp_72x54.webp",
+        "interlaced_gif_60x44.gif",
+    ] {
+        let bytes = fs_err::read(golden(&format!("data/images/{name}"))).unwrap();
+        for length in [30, bytes.len() / 2, bytes.len() * 9 / 10] {
+            fs_err::write(&path, &bytes[..length]).unwrap();
+            let error = load_image(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("cut short") || error.contains("cannot be decoded"),
+                "{name}: {error}"
+            );
+        }
+    }
+}

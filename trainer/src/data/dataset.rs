@@ -180,7 +180,7 @@ fn array_spans(reader: impl Read, mut offset: u64) -> std::io::Result<Option<Vec
                 _ => {}
             }
         } else {
-            let ends = (depth == 1 && byte == b',') || (depth == 1 && matches!(byte, b']' | b'}'));
+            let ends = depth == 1 && matches!(byte, b',' | b']' | b'}');
             if ends && let Some(start) = start.take() {
                 spans.push((start, usize::try_from(offset - start).unwrap_or(usize::MAX)));
             }

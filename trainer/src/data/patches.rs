@@ -189,12 +189,15 @@ impl PatchSettings {
     }
 }
 
+/// Settings, and the file that holds them.
+type SettingsFile = (std::path::PathBuf, Map<String, Json>);
+
 /// The settings in `dir/name`, or under `key` in `dir/processor_config.json`, where newer checkpoints nest them.
 pub(crate) fn read_settings(
     dir: &Path,
     name: &str,
     key: &'static str,
-) -> Result<Option<(std::path::PathBuf, Map<String, Json>)>, DataError> {
+) -> Result<Option<SettingsFile>, DataError> {
     let own = dir.join(name);
     if let Some(settings) = read_object(&own)? {
         return Ok(Some((own, settings)));

@@ -166,11 +166,7 @@ fn rounded(weight: f64) -> i32 {
     weight.round() as i32
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to a byte"
-)]
+/// The nearest byte.
 fn level(value: i32) -> u8 {
     value.clamp(0, 255) as u8
 }
