@@ -58,7 +58,7 @@ fn weights(bridge: &AutoBridge) -> Result<&HfCheckpoint, ModelError> {
     bridge.checkpoint().ok_or(ModelError::NoWeights)
 }
 
-fn plan(bridge: &AutoBridge, options: &ModelOptions) -> Result<ModelPlan, ModelError> {
+pub(super) fn plan(bridge: &AutoBridge, options: &ModelOptions) -> Result<ModelPlan, ModelError> {
     let dtype = dtype_of(options.dtype)?;
     let gdn = if dtype == Dtype::Bf16 {
         Dtype::F32

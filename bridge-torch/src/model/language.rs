@@ -1,7 +1,7 @@
 //! The language model: embedding, decoder layers, final norm, output layer, and the prediction head beside it.
 
 use bridge_core::config::HfConfig;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
 use super::cache::Cache;
@@ -110,7 +110,14 @@ impl LanguageModel {
 
     /// Word embeddings of `[batch, seq]`.
     pub(super) fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embedding, ids, -1, false, false)
+        if self.embedding.device() != Device::Cpu {
+            return Tensor::embedding(&self.embedding, ids, -1, false, false);
+        }
+        // The same rows. On the CPU the gradient of `embedding` takes 14.5 ms at 32000 x 512, that of a selection 1.2 ms.
+        let (b, s) = (ids.size()[0], ids.size()[1]);
+        self.embedding
+            .index_select(0, &ids.view([-1]))
+            .view([b, s, -1])
     }
 
     /// Angles of `[3, batch, seq]` positions.

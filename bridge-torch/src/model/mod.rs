@@ -9,6 +9,7 @@ mod cache;
 mod checkpoint;
 mod error;
 mod gated_delta_net;
+mod initial;
 mod input;
 mod language;
 mod layer;

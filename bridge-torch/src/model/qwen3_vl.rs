@@ -45,7 +45,7 @@ impl Qwen3VlModel {
         Self::from_params(bridge.config().clone(), params, options)
     }
 
-    fn from_params(
+    pub(super) fn from_params(
         config: HfConfig,
         params: ParamStore,
         options: &ModelOptions,
