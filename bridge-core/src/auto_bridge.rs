@@ -6,9 +6,10 @@ use crate::Dtype;
 use crate::checkpoint::hf::HfCheckpoint;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
 use crate::config::{ConfigError, HfConfig};
+use crate::layout::ModelFacts;
 use crate::mapping::{Registry, RegistryError, Stored};
 use crate::models::{self, ExpertNames, Facts, Prefixes};
-use crate::plan::{self, ModelPlan, PlanError, PlanOptions, TensorProblem};
+use crate::plan::{self, ModelPlan, PlanError, PlanOptions, Stage, TensorProblem};
 use crate::provider::Provider;
 
 /// Why a bridge could not be made or could not plan.
@@ -109,6 +110,46 @@ impl AutoBridge {
     /// [`PlanError::Tensors`] lists every tensor that is missing, unknown, misshapen or of a dtype that holds no
     /// weights; other [`PlanError`]s when the options do not fit.
     pub fn plan(&self, options: &PlanOptions) -> Result<ModelPlan, BridgeError> {
+        let (full, registry) = self.tables(options)?;
+        let mut plan = plan::build(&registry, &|name| self.hf_info(&full, name).dtype, options)?;
+        plan.left_out = left_out(&full, &registry);
+        Ok(plan)
+    }
+
+    /// Plans what each of `stages` holds, under its local names, in the order given.
+    ///
+    /// # Errors
+    /// As [`AutoBridge::plan`]; and [`PlanError::Layout`] when the layout was not made from [`AutoBridge::layout_facts`]
+    /// of the same options.
+    pub fn plan_stages(
+        &self,
+        options: &PlanOptions,
+        stages: &[Stage<'_>],
+    ) -> Result<Vec<ModelPlan>, BridgeError> {
+        let (full, registry) = self.tables(options)?;
+        let dtype_of = |name: &str| self.hf_info(&full, name).dtype;
+        stages
+            .iter()
+            .map(|stage| {
+                let mut plan = plan::build_stage(&registry, &dtype_of, options, stage)?;
+                plan.left_out = left_out(&full, &registry);
+                Ok(plan)
+            })
+            .collect()
+    }
+
+    /// What a [`crate::layout::ParallelLayout`] needs to know about this model, without padding of the vocabulary.
+    #[must_use]
+    pub fn layout_facts(&self, options: &PlanOptions) -> ModelFacts {
+        let mut facts = ModelFacts::from_config(&self.config);
+        if !self.facts.mtp || options.without_mtp {
+            facts.mtp_num_layers = 0;
+        }
+        facts
+    }
+
+    /// The whole table, which the files were compared with, and the part of it that `options` choose.
+    fn tables(&self, options: &PlanOptions) -> Result<(Registry, Registry), BridgeError> {
         let full = self.registry()?;
         if let Some(checkpoint) = &self.checkpoint {
             let problems = self.compare(&full, checkpoint);
@@ -130,14 +171,7 @@ impl AutoBridge {
             ..self.facts
         };
         let registry = models::registry_for(&self.config, &facts)?;
-        let mut plan = plan::build(&registry, &|name| self.hf_info(&full, name).dtype, options)?;
-        plan.left_out = full
-            .hf_parameters()
-            .map(|(name, _)| name)
-            .filter(|name| registry.hf_parameter(name).is_none())
-            .map(str::to_owned)
-            .collect();
-        Ok(plan)
+        Ok((full, registry))
     }
 
     /// Dtype and shape of a Hugging Face tensor: the checkpoint's, or those of a new one.
@@ -234,6 +268,15 @@ impl AutoBridge {
         }
         None
     }
+}
+
+/// Hugging Face tensors of the whole table that the chosen one has not.
+fn left_out(full: &Registry, chosen: &Registry) -> Vec<String> {
+    full.hf_parameters()
+        .map(|(name, _)| name)
+        .filter(|name| chosen.hf_parameter(name).is_none())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The likely reason of a wrong shape.

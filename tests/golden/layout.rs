@@ -1,11 +1,20 @@
-//! Golden tests: layout. `shards.*.json` say what Megatron's own model classes built on each rank.
+//! `shards.*.json` say what Megatron's own model classes built on each rank, stage by stage.
 
+use std::collections::BTreeMap;
+
+use bridge_core::AutoBridge;
+use bridge_core::checkpoint::TensorSource;
 use bridge_core::config::HfConfig;
+use bridge_core::convert::{ExecuteOptions, Transforms, execute};
 use bridge_core::layout::{
     Chunk, ModelFacts, ParallelLayout, ParallelSizes, PipelineOptions, World,
 };
+use bridge_core::plan::{ModelPlan, PlanOptions, Stage, gather};
 use serde_json::{Map, Value};
 use tests::golden;
+
+use crate::checkpoint::directory;
+use crate::mapping::{memory_for, sha256};
 
 const FILES: [&str; 8] = [
     "dense_vl",
@@ -156,4 +165,131 @@ fn every_rank_has_megatrons_coordinates_and_every_stage_megatrons_parts() {
         }
     }
     assert_eq!((layouts, ranks), (82, 228), "{stages} stages");
+}
+
+/// What Megatron Bridge was told beside sizes: everything in the config's dtype, the names of experts, no head.
+fn plan_options(config: &HfConfig, entry: &Map<String, Value>) -> PlanOptions {
+    let overrides = entry["overrides"].as_object().unwrap();
+    PlanOptions {
+        dtype: config.text.dtype,
+        sequential_experts: overrides.get("moe_grouped_gemm") == Some(&Value::Bool(false)),
+        without_mtp: overrides.get("mtp_num_layers") == Some(&Value::Null),
+        ..PlanOptions::default()
+    }
+}
+
+/// Name to dtype, shape and hash of what a stage holds, from a golden.
+fn theirs(stage: &Value) -> BTreeMap<String, Value> {
+    let params = stage["params"].as_array().unwrap();
+    let entry = |param: &Value| {
+        let name = param[0].as_str().unwrap().to_owned();
+        (name, serde_json::json!([param[1], param[2], param[3]]))
+    };
+    params.iter().map(entry).collect()
+}
+
+/// The same from a plan that is carried out.
+fn ours(plan: &ModelPlan, source: &dyn TensorSource) -> BTreeMap<String, Value> {
+    let memory = memory_for(plan);
+    execute(plan, source, &memory, &ExecuteOptions::default()).unwrap();
+    let entry = |name: &str| {
+        let info = memory.info(name).unwrap();
+        let hash = sha256(&memory.bytes(name).unwrap());
+        let word = info.dtype.safetensors_word();
+        (name.to_owned(), serde_json::json!([word, info.shape, hash]))
+    };
+    memory.names().map(entry).collect()
+}
+
+#[test]
+fn every_stage_of_every_rank_has_megatrons_bytes() {
+    let mut shards = 0;
+    for checkpoint in FILES {
+        let scratch = tempfile::tempdir().unwrap();
+        let bridge =
+            AutoBridge::from_hf_pretrained(&directory(checkpoint, scratch.path())).unwrap();
+        let golden = read(checkpoint);
+        for (name, entry) in golden["layouts"].as_object().unwrap() {
+            let entry = entry.as_object().unwrap();
+            let layout = layout(bridge.config(), entry);
+            let options = plan_options(bridge.config(), entry);
+            let stages: Vec<Stage<'_>> = Stage::all(&layout).collect();
+            let plans = bridge.plan_stages(&options, &stages).unwrap();
+            let ranks = golden["ranks"].as_array().unwrap();
+            let ranks = ranks.iter().filter(|rank| rank["layout"] == name.as_str());
+            let expected: Vec<&Value> = ranks
+                .flat_map(|rank| rank["stages"].as_array().unwrap())
+                .collect();
+            assert_eq!(plans.len(), expected.len(), "{checkpoint} {name}");
+            for ((stage, plan), expected) in stages.iter().zip(&plans).zip(expected) {
+                let place = format!("{checkpoint} {name} {:?}", stage.rank());
+                let ours = ours(plan, bridge.checkpoint().unwrap());
+                shards += ours.len();
+                let theirs = theirs(expected);
+                for (name, value) in &theirs {
+                    assert_eq!(ours.get(name), Some(value), "{place} {name}");
+                }
+                assert_eq!(ours.len(), theirs.len(), "{place}");
+            }
+        }
+    }
+    assert_eq!(shards, 25_565);
+}
+
+/// Shards written for a layout and gathered again are the source, byte for byte (arithmetic aside, which may round).
+#[test]
+fn any_layout_gathers_to_the_bytes_of_the_source() {
+    for checkpoint in FILES {
+        let scratch = tempfile::tempdir().unwrap();
+        let bridge =
+            AutoBridge::from_hf_pretrained(&directory(checkpoint, scratch.path())).unwrap();
+        let source = bridge.checkpoint().unwrap();
+        let moving = ExecuteOptions {
+            transforms: Transforms::LayoutOnly,
+            ..ExecuteOptions::default()
+        };
+        for (name, entry) in read(checkpoint)["layouts"].as_object().unwrap() {
+            let entry = entry.as_object().unwrap();
+            let layout = layout(bridge.config(), entry);
+            let options = PlanOptions {
+                dtype: None,
+                ..plan_options(bridge.config(), entry)
+            };
+            let stages: Vec<Stage<'_>> = Stage::all(&layout).collect();
+            let plans = bridge.plan_stages(&options, &stages).unwrap();
+            let left_out = plans[0].left_out.len();
+            let mut whole = ModelPlan::default();
+            let mut labelled = Vec::new();
+            for (number, plan) in plans.into_iter().enumerate() {
+                let label = format!("{number}/");
+                let renamed = plan.tensors.iter().cloned().map(|mut tensor| {
+                    tensor.name = format!("{label}{}", tensor.name);
+                    tensor
+                });
+                whole.tensors.extend(renamed);
+                labelled.push((label, plan));
+            }
+            let shards = memory_for(&whole);
+            execute(&whole, source, &shards, &moving).unwrap();
+            let gathered = gather(labelled).unwrap();
+            let back = memory_for(&gathered);
+            execute(&gathered, &shards, &back, &moving).unwrap();
+            assert_eq!(
+                gathered.tensors.len() + left_out,
+                source.names().count(),
+                "{checkpoint} {name}"
+            );
+            for tensor in &gathered.tensors {
+                let info = source.info(&tensor.name).unwrap();
+                let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
+                source.read(&tensor.name, 0, &mut bytes).unwrap();
+                assert_eq!(back.info(&tensor.name), Some(info), "{}", tensor.name);
+                assert!(
+                    back.bytes(&tensor.name) == Some(bytes),
+                    "{checkpoint} {name} {}",
+                    tensor.name
+                );
+            }
+        }
+    }
 }

@@ -20,7 +20,7 @@ fn json(name: &str) -> Value {
     serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap()
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -33,8 +33,8 @@ fn shape(value: &Value) -> Vec<usize> {
         .collect()
 }
 
-/// The plan's targets in memory.
-fn carried_out(plan: &ModelPlan, source: &dyn TensorSource) -> MemoryTensors {
+/// Room in memory for the plan's targets.
+pub(crate) fn memory_for(plan: &ModelPlan) -> MemoryTensors {
     let mut memory = MemoryTensors::default();
     for tensor in &plan.tensors {
         memory.insert(
@@ -45,6 +45,12 @@ fn carried_out(plan: &ModelPlan, source: &dyn TensorSource) -> MemoryTensors {
             },
         );
     }
+    memory
+}
+
+/// The plan's targets in memory.
+fn carried_out(plan: &ModelPlan, source: &dyn TensorSource) -> MemoryTensors {
+    let memory = memory_for(plan);
     execute(plan, source, &memory, &ExecuteOptions::default()).unwrap();
     memory
 }

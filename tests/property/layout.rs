@@ -2,11 +2,15 @@
 
 use std::collections::HashSet;
 
+use bridge_core::AutoBridge;
+use bridge_core::config::HfConfig;
 use bridge_core::layout::{
     Axis, CutSize, LayerWord, ModelFacts, ParallelLayout, ParallelSizes, PipelineLayout,
     PipelineOptions, World,
 };
+use bridge_core::plan::{Fill, PlanOptions, Role, Stage, gather};
 use proptest::prelude::*;
+use tests::golden;
 
 fn facts(num_layers: usize, mtp: bool, tied: bool, experts: Option<usize>) -> ModelFacts {
     ModelFacts {
@@ -248,5 +252,68 @@ proptest! {
             Ok(layout) => prop_assert!(layout.world_size() >= 1 && layout.chunks().len() <= 1 << 18),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }
+    }
+}
+
+fn any_tiny_model() -> impl Strategy<Value = HfConfig> {
+    let name = prop::sample::select(vec!["dense_vl", "dense_vl_tied_bf16", "moe_vl"]);
+    (name, any::<bool>()).prop_map(|(name, tied)| {
+        let mut config = HfConfig::from_dir(&golden(&format!("checkpoints/{name}"))).unwrap();
+        config.tie_word_embeddings = tied;
+        config
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Over all stages of all ranks the primaries cover every element of every Hugging Face tensor exactly once, every
+    /// replica has a primary, and no stage reads an element that it does not hold.
+    #[test]
+    fn stages_cover_the_model_once_and_read_nothing_else(
+        config in any_tiny_model(),
+        tp_size in prop::sample::select(vec![1usize, 2, 4]),
+        ep_size in prop::sample::select(vec![1usize, 2, 4, 8]),
+        etp_size in prop::sample::select(vec![1usize, 2, 4]),
+        sizes in any_sizes(),
+        pipeline in any_options(),
+        padding in prop::option::of(1..200usize),
+        without_mtp: bool,
+        sequential_experts: bool,
+    ) {
+        let bridge = AutoBridge::from_hf_config(config);
+        let options = PlanOptions { without_mtp, sequential_experts, ..PlanOptions::default() };
+        let mut facts = bridge.layout_facts(&options);
+        facts.make_vocab_size_divisible_by = padding;
+        let ep_size = if facts.num_experts.is_some() { ep_size } else { 1 };
+        let sizes = ParallelSizes { tp_size, ep_size, etp_size, cp_size: 1, ..sizes };
+        let Ok(layout) = ParallelLayout::new(&sizes, &pipeline, &facts) else {
+            return Ok(());
+        };
+        let stages: Vec<Stage<'_>> = Stage::all(&layout).collect();
+        let plans = bridge.plan_stages(&options, &stages).unwrap();
+        let mut primaries = HashSet::new();
+        let mut replicas = HashSet::new();
+        for tensor in plans.iter().flat_map(|plan| &plan.tensors) {
+            let read: usize = tensor.copies.iter().map(|copy| copy.rows * copy.row_elements).sum();
+            let padded = tensor.fill.map_or(0, |Fill::ZerosFrom(start)| tensor.numel() - start);
+            prop_assert_eq!(read + padded, tensor.numel(), "{}", tensor.name);
+            // Local numbers differ from stage to stage: what a tensor holds is its sources.
+            let held: Vec<&str> = tensor.sources.iter().map(|source| source.name.as_str()).collect();
+            match tensor.role {
+                Role::Primary => primaries.insert((held, tensor.expert)),
+                Role::ReplicaOf(_) => replicas.insert((held, tensor.expert)),
+            };
+        }
+        prop_assert!(replicas.is_subset(&primaries));
+        let registry = bridge.registry().unwrap();
+        let wanted = registry.hf_parameters().len() - plans[0].left_out.len();
+        let labels = (0..).map(|number| format!("{number}/"));
+        let gathered = gather(labels.zip(plans.iter().cloned())).unwrap();
+        prop_assert_eq!(gathered.tensors.len(), wanted);
+        // A stage that stands twice shows.
+        let labels = (0..).map(|number| format!("{number}/"));
+        let twice = labels.zip(plans.iter().chain(&plans[..1]).cloned());
+        prop_assert!(gather(twice).is_err());
     }
 }

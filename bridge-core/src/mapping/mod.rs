@@ -15,5 +15,5 @@ mod rule;
 
 pub use pattern::{Captures, Pattern};
 pub use registry::{HfParameter, Parameter, Registry, RegistryError};
-pub use row::{HfTensor, Init, Part, Row, Section, Stored, Transform, row, section, tensor};
+pub use row::{HfTensor, Init, Part, Place, Row, Section, Stored, Transform, row, section, tensor};
 pub use rule::{Block, Group, Rule, Split};

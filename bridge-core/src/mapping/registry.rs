@@ -46,6 +46,8 @@ pub struct Parameter {
     pub num_experts: usize,
     /// The part of the model.
     pub part: Part,
+    /// The name of the output layer that is tied to it.
+    pub tied_output: Option<String>,
     /// The row it comes from.
     pub row: Row,
 }
@@ -156,6 +158,10 @@ impl Registry {
             expert,
             num_experts: expert.map_or(0, |_| section.num_experts),
             part,
+            tied_output: row
+                .tied_output
+                .as_ref()
+                .map(|tied| tied.behind(&section.megatron_prefix).name(layer, expert)),
             row: row.clone(),
         };
         match self.parameters.insert(megatron_name.clone(), parameter) {

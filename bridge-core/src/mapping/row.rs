@@ -91,6 +91,20 @@ pub enum Stored {
     Float32,
 }
 
+/// Which pipeline stage holds a parameter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The stage of its layer, or of its part of the model.
+    #[default]
+    WithLayer,
+    /// The first stage; a copy stands beside the multi-token-prediction head.
+    Embedding,
+    /// Behind the last decoder layer.
+    FinalLayernorm,
+    /// The last stage.
+    OutputLayer,
+}
+
 /// A tensor on the Hugging Face side of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HfTensor {
@@ -126,6 +140,11 @@ pub struct Row {
     pub stored: Stored,
     /// The part of the model, where it is not the section's.
     pub part: Option<Part>,
+    /// The pipeline stage that holds it.
+    pub place: Place,
+    /// The Megatron name of the output layer that has the same bytes, where the two are tied. It exists only on a
+    /// pipeline whose last stage is not the first.
+    pub tied_output: Option<Pattern>,
 }
 
 /// A row that is filled with normal noise and changed by no arithmetic.
@@ -144,6 +163,8 @@ pub fn row(megatron: &str, rule: Rule, hf: impl Into<Vec<HfTensor>>) -> Row {
         init: Init::Normal,
         stored: Stored::AsModel,
         part: None,
+        place: Place::WithLayer,
+        tied_output: None,
     }
 }
 
@@ -177,6 +198,21 @@ impl Row {
     pub fn part(self, part: Part) -> Self {
         Self {
             part: Some(part),
+            ..self
+        }
+    }
+
+    /// Sets the pipeline stage, for a parameter outside layers.
+    #[must_use]
+    pub fn at(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    /// Ties an output layer of this Megatron name to it.
+    #[must_use]
+    pub fn tied_output(self, megatron: &str) -> Self {
+        Self {
+            tied_output: Some(Pattern::new(megatron)),
             ..self
         }
     }

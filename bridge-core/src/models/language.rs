@@ -2,7 +2,7 @@
 
 use super::facts::{ExpertLayout, ExpertNames};
 use crate::config::{HfConfig, MoeConfig, TextConfig};
-use crate::mapping::{Init, Part, Row, Rule, Section, Transform, row, section, tensor};
+use crate::mapping::{Init, Part, Place, Row, Rule, Section, Transform, row, section, tensor};
 
 /// A zero-centred norm, kept as it is on both sides.
 pub(super) fn norm(megatron: &str, hf: &str, size: usize) -> Row {
@@ -24,18 +24,21 @@ pub(super) fn sections(
     let layer_megatron = format!("{megatron}decoder.layers.{{layer}}.");
     let layer_hf = format!("{hf}layers.{{layer}}.");
     let prefixes = (layer_megatron.as_str(), layer_hf.as_str());
-    let embedding = tensor("embed_tokens.weight", [vocab, hidden]);
-    let mut once = vec![
-        row(
-            "embedding.word_embeddings.weight",
-            Rule::Vocabulary,
-            [embedding],
-        ),
-        norm("decoder.final_layernorm.weight", "norm.weight", hidden),
-    ];
+    let mut embedding = row(
+        "embedding.word_embeddings.weight",
+        Rule::Vocabulary,
+        [tensor("embed_tokens.weight", [vocab, hidden])],
+    )
+    .at(Place::Embedding);
+    let output_layer = "output_layer.weight";
+    if config.tie_word_embeddings {
+        embedding = embedding.tied_output(output_layer);
+    }
+    let final_layernorm = norm("decoder.final_layernorm.weight", "norm.weight", hidden);
+    let mut once = vec![embedding, final_layernorm.at(Place::FinalLayernorm)];
     if !config.tie_word_embeddings {
         let head = tensor("/lm_head.weight", [vocab, hidden]);
-        once.push(row("output_layer.weight", Rule::Vocabulary, [head]));
+        once.push(row(output_layer, Rule::Vocabulary, [head]).at(Place::OutputLayer));
     }
     vec![
         section("embedding and output", Part::Language, (megatron, hf), once),

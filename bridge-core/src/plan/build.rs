@@ -102,7 +102,7 @@ pub fn build(
     options.cut.check()?;
     let mut tensors = Vec::with_capacity(registry.parameters().len());
     for parameter in registry.parameters() {
-        if let Some(name) = local_name(parameter, &options.cut)? {
+        if let Some(name) = local_name(parameter, parameter.layer, &options.cut)? {
             tensors.push(build_tensor(parameter, name, dtype_of, options)?);
         }
     }
@@ -118,11 +118,15 @@ pub fn build(
     Ok(plan)
 }
 
-/// The name on this rank, `None` for another rank's expert.
-fn local_name(parameter: &Parameter, rank: &Cut) -> Result<Option<String>, PlanError> {
+/// The name on this rank, with this number of its layer; `None` for another rank's expert.
+pub(super) fn local_name(
+    parameter: &Parameter,
+    layer: Option<usize>,
+    rank: &Cut,
+) -> Result<Option<String>, PlanError> {
     let name = &parameter.megatron_name;
     let Some(expert) = parameter.expert.filter(|_| rank.ep_size > 1) else {
-        return Ok(Some(name.clone()));
+        return Ok(Some(parameter.pattern.name(layer, parameter.expert)));
     };
     let experts = cut(
         name,
@@ -134,11 +138,11 @@ fn local_name(parameter: &Parameter, rank: &Cut) -> Result<Option<String>, PlanE
     let local = experts
         .contains(&expert)
         .then(|| expert - experts.start)
-        .map(|local| parameter.pattern.name(parameter.layer, Some(local)));
+        .map(|local| parameter.pattern.name(layer, Some(local)));
     Ok(local)
 }
 
-fn build_tensor(
+pub(super) fn build_tensor(
     parameter: &Parameter,
     name: String,
     dtype_of: &dyn Fn(&str) -> Dtype,

@@ -38,6 +38,20 @@ pub enum PlanError {
         /// The group's size.
         size: usize,
     },
+    /// The layout was made for another model.
+    #[error(
+        "the layout has {layout_layers} decoder layers and {layout_mtp} MTP layers, the model has {model_layers} and {model_mtp}; make the layout from the model that is planned"
+    )]
+    Layout {
+        /// Decoder layers of the layout.
+        layout_layers: usize,
+        /// MTP layers of the layout.
+        layout_mtp: usize,
+        /// Decoder layers of the model.
+        model_layers: usize,
+        /// MTP layers of the model.
+        model_mtp: usize,
+    },
     /// The vocabulary would be cut instead of padded.
     #[error("`{name}` has {rows} rows, it cannot be padded to {padded}")]
     Padding {
