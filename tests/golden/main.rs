@@ -14,4 +14,5 @@ mod model;
 mod ops;
 mod packing;
 mod tokenizer;
+mod torch_dist;
 mod training;

@@ -37,6 +37,14 @@ pub enum CheckpointError {
         /// All that was found.
         problems: Vec<FileProblem>,
     },
+    /// A `torch_dist` directory contradicts itself, or is not trusted.
+    #[error("{} cannot be used: {}", path.display(), super::torch_dist::first_ten(problems))]
+    TorchDist {
+        /// The file or directory.
+        path: PathBuf,
+        /// All that was found.
+        problems: Vec<super::torch_dist::TorchDistProblem>,
+    },
     /// No tensor of this name.
     #[error("there is no tensor `{name}`")]
     NoTensor {

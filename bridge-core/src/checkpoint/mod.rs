@@ -5,6 +5,7 @@
 mod error;
 pub mod hf;
 mod memory;
+pub mod torch_dist;
 
 pub use error::{CheckpointError, FileProblem};
 pub use memory::MemoryTensors;
