@@ -1,7 +1,9 @@
 //! The C++ shim: the only place of this crate that crosses into C++ and uses `unsafe`.
 
+mod cuda;
 mod ffi;
 
+pub use cuda::load_cuda;
 pub(crate) use ffi::{at, bridge, own};
 
 /// Keeps freed memory in the process, so that large tensors do not cost page faults each time they are made.

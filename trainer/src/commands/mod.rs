@@ -3,6 +3,8 @@
 mod completions;
 mod data;
 #[cfg(feature = "torch")]
+mod demo;
+#[cfg(feature = "torch")]
 mod finetune;
 #[cfg(feature = "torch")]
 mod forward;
@@ -42,6 +44,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     Data(data::DataArgs),
     #[cfg(feature = "torch")]
+    Demo(demo::DemoArgs),
+    #[cfg(feature = "torch")]
     Finetune(finetune::FinetuneArgs),
     #[cfg(feature = "torch")]
     Forward(forward::ForwardArgs),
@@ -73,6 +77,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions(args) => completions::run(args),
         Command::Data(args) => data::run(args),
         #[cfg(feature = "torch")]
+        Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "torch")]
         Command::Finetune(args) => finetune::run(args),
         #[cfg(feature = "torch")]
         Command::Forward(args) => forward::run(args),
@@ -86,8 +92,25 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         report::print_error(&error, json);
-        ExitCode::FAILURE
+        if is_wrong_use(&error) {
+            ExitCode::from(2)
+        } else {
+            ExitCode::FAILURE
+        }
     })
+}
+
+/// Whether the user's settings are at fault, before any work began.
+#[cfg(feature = "torch")]
+fn is_wrong_use(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<crate::train::config::ConfigError>()
+        .is_some()
+}
+
+#[cfg(not(feature = "torch"))]
+fn is_wrong_use(_error: &anyhow::Error) -> bool {
+    false
 }
 
 /// Help and version go to stdout with code 0, wrong use to stderr with code 2.

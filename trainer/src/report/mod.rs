@@ -21,6 +21,6 @@ pub(crate) use plot::loss_plot;
 pub(crate) use progress::{Progress, StepLine, clock};
 #[cfg(feature = "torch")]
 pub(crate) use tensorboard::EventFile;
-pub(crate) use terminal::{ColorChoice, Verbosity, err, init, json_line, out, print_error};
 #[cfg(feature = "torch")]
-pub(crate) use terminal::{bars, note, verbosity};
+pub(crate) use terminal::note;
+pub(crate) use terminal::{ColorChoice, Verbosity, init, json_line, out, print_error};

@@ -68,6 +68,7 @@ pub(crate) fn loss_plot(path: &Path, title: &str, series: &[Series<'_>]) -> anyh
         }
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .label_font(("sans-serif", 14))

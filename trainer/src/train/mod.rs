@@ -2,11 +2,28 @@
 //!
 //! The loop owns order and time only; loss, optimizer step, checkpoint, evaluation and reports are parts that it calls.
 //! Invariants: a run that is killed at any moment resumes to the same numbers; no result depends on the number of
-//! preprocessing threads; every random choice comes from a stream of [`streams`].
+//! preprocessing threads; every random choice comes from a stream of `streams`.
 
 pub mod checkpoint;
+mod collate;
 pub mod config;
-pub mod output;
-pub mod schedule;
-pub mod signals;
-pub mod streams;
+mod device;
+mod evaluate;
+mod non_finite;
+mod order;
+mod output;
+mod prefetch;
+mod record;
+mod run;
+mod run_file;
+mod schedule;
+mod signals;
+mod source;
+mod step;
+mod streams;
+mod trainable;
+
+pub use collate::ask_batch;
+pub use evaluate::Evaluation;
+pub use output::checkpoints;
+pub use run::{Outcome, RunOptions, run};

@@ -61,7 +61,7 @@ pub enum OutputError {
 
 /// What may be in the directory already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
+pub(crate) enum Existing {
     /// Nothing of a run or model.
     Refuse,
     /// A run to go on with.
@@ -72,7 +72,7 @@ pub enum Existing {
 
 /// A locked output directory.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     dir: PathBuf,
     // Held for the life of the run; the system frees it when the process ends, however it ends.
     _lock: File,
@@ -83,7 +83,7 @@ impl Output {
     ///
     /// # Errors
     /// [`OutputError`] says what is in the way.
-    pub fn open(dir: &Path, model: &Path, existing: Existing) -> Result<Self, OutputError> {
+    pub(crate) fn open(dir: &Path, model: &Path, existing: Existing) -> Result<Self, OutputError> {
         let at = || dir.to_path_buf();
         if let (Ok(ours), Ok(theirs)) = (fs_err::canonicalize(dir), fs_err::canonicalize(model))
             && ours == theirs
@@ -133,53 +133,24 @@ impl Output {
         Ok(output)
     }
 
-    /// The directory itself.
-    #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// Where the run's own files are.
     #[must_use]
-    pub fn run_dir(&self) -> PathBuf {
+    pub(crate) fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
 
     /// The directory of the checkpoint after `step` steps.
     #[must_use]
-    pub fn checkpoint_dir(&self, step: u64) -> PathBuf {
+    pub(crate) fn checkpoint_dir(&self, step: u64) -> PathBuf {
         self.dir.join(format!("{CHECKPOINT_PREFIX}{step}"))
-    }
-
-    /// All finished checkpoints, by step.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>, OutputError> {
-        let mut found = Vec::new();
-        for entry in fs_err::read_dir(&self.dir)? {
-            let path = entry?.path();
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            if let Some(step) = name
-                .strip_prefix(CHECKPOINT_PREFIX)
-                .and_then(|s| s.parse().ok())
-            {
-                found.push((step, path));
-            }
-        }
-        found.sort_unstable();
-        Ok(found)
     }
 
     /// Deletes all but the newest `limit` checkpoints.
     ///
     /// # Errors
     /// When one cannot be deleted.
-    pub fn keep_newest(&self, limit: usize) -> Result<(), OutputError> {
-        let found = self.checkpoints()?;
+    pub(crate) fn keep_newest(&self, limit: usize) -> Result<(), OutputError> {
+        let found = checkpoints(&self.dir)?;
         for (_, path) in &found[..found.len().saturating_sub(limit)] {
             remove_whole(path)?;
         }
@@ -188,7 +159,7 @@ impl Output {
 
     /// An empty place inside the directory for the trained model, before [`Output::publish_model`].
     #[must_use]
-    pub fn staging(&self) -> PathBuf {
+    pub(crate) fn staging(&self) -> PathBuf {
         self.dir.join(STAGING)
     }
 
@@ -197,7 +168,7 @@ impl Output {
     ///
     /// # Errors
     /// When a file cannot be moved.
-    pub fn publish_model(&self) -> Result<(), OutputError> {
+    pub(crate) fn publish_model(&self) -> Result<(), OutputError> {
         let staging = self.staging();
         let config = self.dir.join("config.json");
         if config.exists() {
@@ -228,7 +199,7 @@ impl Output {
 
     /// Deletes what an earlier run left: its own files and checkpoints. The old model goes when the new one comes.
     fn clear_run(&self) -> Result<(), OutputError> {
-        for (_, path) in self.checkpoints()? {
+        for (_, path) in checkpoints(&self.dir)? {
             remove_whole(&path)?;
         }
         for entry in fs_err::read_dir(self.run_dir())? {
@@ -250,12 +221,36 @@ impl Output {
                 .file_name()
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
-            if name.starts_with(".checkpoint-") || name.starts_with(STAGING) {
+            // The writer of the model builds its directory beside the staging place, under a name that contains its name.
+            if name.starts_with(".checkpoint-") || name.contains(STAGING) {
                 fs_err::remove_dir_all(path)?;
             }
         }
         Ok(())
     }
+}
+
+/// All finished checkpoints of an output directory, by step.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn checkpoints(dir: &Path) -> Result<Vec<(u64, PathBuf)>, OutputError> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if let Some(step) = name
+            .strip_prefix(CHECKPOINT_PREFIX)
+            .and_then(|s| s.parse().ok())
+        {
+            found.push((step, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// What a directory holds.
@@ -427,8 +422,7 @@ mod tests {
             fs_err::create_dir(open.checkpoint_dir(step)).unwrap();
         }
         open.keep_newest(2).unwrap();
-        let steps: Vec<u64> = open
-            .checkpoints()
+        let steps: Vec<u64> = checkpoints(&output)
             .unwrap()
             .into_iter()
             .map(|(step, _)| step)

@@ -4,7 +4,7 @@ use super::config::{RunConfig, SchedulerType};
 
 /// Linear warm-up, then constant, a line or half a cosine down to a fraction of the highest rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     kind: SchedulerType,
     peak: f64,
     min_ratio: f64,
@@ -15,7 +15,7 @@ pub struct Schedule {
 impl Schedule {
     /// The schedule of a run of `total_steps`. `warmup_ratio` counts of all steps, rounded up as transformers does.
     #[must_use]
-    pub fn new(config: &RunConfig, total_steps: u64) -> Self {
+    pub(crate) fn new(config: &RunConfig, total_steps: u64) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -42,7 +42,7 @@ impl Schedule {
     /// behind the warm-up and would reach its floor at `total_steps`.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "step counts are far below 2^52")]
-    pub fn learning_rate(&self, step: u64) -> f64 {
+    pub(crate) fn learning_rate(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
         }

@@ -8,7 +8,7 @@ use signal_hook::flag;
 
 /// What the signals so far asked for.
 #[derive(Debug, Clone)]
-pub struct Signals {
+pub(crate) struct Signals {
     stop: Arc<AtomicBool>,
     save: Arc<AtomicBool>,
 }
@@ -18,7 +18,7 @@ impl Signals {
     ///
     /// # Errors
     /// When the system refuses a handler.
-    pub fn listen() -> std::io::Result<Self> {
+    pub(crate) fn listen() -> std::io::Result<Self> {
         let signals = Self {
             stop: Arc::default(),
             save: Arc::default(),
@@ -34,13 +34,13 @@ impl Signals {
 
     /// Whether the run is to save and stop.
     #[must_use]
-    pub fn stop(&self) -> bool {
+    pub(crate) fn stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
     /// Whether a checkpoint was asked for since the last call.
     #[must_use]
-    pub fn take_save(&self) -> bool {
+    pub(crate) fn take_save(&self) -> bool {
         self.save.swap(false, Ordering::Relaxed)
     }
 }

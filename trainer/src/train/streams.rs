@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// Which rows are held out for evaluation.
     EvalSplit,
     /// The order of the samples in this epoch.
@@ -20,7 +20,7 @@ pub enum Purpose {
 
 /// The stream of `purpose` for `seed`.
 #[must_use]
-pub fn stream(seed: u64, purpose: Purpose) -> ChaCha20Rng {
+pub(crate) fn stream(seed: u64, purpose: Purpose) -> ChaCha20Rng {
     let mut generator = ChaCha20Rng::seed_from_u64(seed);
     generator.set_stream(match purpose {
         Purpose::EvalSplit => 0,
@@ -30,7 +30,7 @@ pub fn stream(seed: u64, purpose: Purpose) -> ChaCha20Rng {
 }
 
 /// Fisher and Yates' shuffle, written out so that an order never changes with a version of a crate.
-pub fn shuffle<T>(items: &mut [T], generator: &mut ChaCha20Rng) {
+pub(crate) fn shuffle<T>(items: &mut [T], generator: &mut ChaCha20Rng) {
     for last in (1..items.len()).rev() {
         items.swap(last, below(generator, last + 1));
     }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use fs_err::File;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors};
-use serde_json::{Map, Value, json};
+use safetensors::tensor::{Dtype, Metadata};
+use serde_json::{Map, json};
 use tch::{Device, Kind, Tensor};
 
 use super::{CheckpointError, FileRecord};
@@ -116,13 +116,18 @@ impl TensorFile {
         if length > available.saturating_sub(8) {
             return Err(damaged(format!("says its header has {length} bytes")));
         }
-        let mut start = length.to_le_bytes().to_vec();
-        start.resize(
-            8 + usize::try_from(length).expect("a header fits in memory"),
-            0,
-        );
-        file.read_exact(&mut start[8..])?;
-        let metadata = read_header(&start).map_err(|error| damaged(error.to_string()))?;
+        let header_bytes = usize::try_from(length).expect("a header is no larger than its file");
+        let mut header = vec![0; header_bytes];
+        file.read_exact(&mut header)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| damaged(error.to_string()))?;
+        let data_bytes = (available - 8 - length, metadata.data_len() as u64);
+        if data_bytes.0 != data_bytes.1 {
+            let (found, described) = data_bytes;
+            return Err(damaged(format!(
+                "holds {found} bytes of data, {described} are described"
+            )));
+        }
         let tensors = metadata
             .tensors()
             .into_iter()
@@ -198,10 +203,6 @@ impl TensorFile {
         // An alias without a gradient history, so that a leaf may be written.
         target.detach().f_copy_(&read).map_err(torch)
     }
-}
-
-fn read_header(start: &[u8]) -> Result<Metadata, safetensors::SafeTensorError> {
-    SafeTensors::read_metadata(start).map(|(_, metadata)| metadata)
 }
 
 fn num_bytes(tensor: &Tensor) -> Result<usize, tch::TchError> {

@@ -14,7 +14,7 @@ use tch::Tensor;
 use super::output::{hidden_name, sync_dir, write_whole};
 
 pub use files::TensorFile;
-pub use state::{DataState, FileRecord, STATE_VERSION, TrainerState};
+pub use state::{DataState, FileRecord, STATE_VERSION, StreamState, TrainerState};
 
 const WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -25,7 +25,7 @@ const STATE: &str = "state.json";
 #[non_exhaustive]
 pub enum CheckpointError {
     /// A file of the checkpoint is not there.
-    #[error("{} is a partial checkpoint: `{file}` is missing; resume from an older one with --resume DIR", dir.display())]
+    #[error("{} is a partial checkpoint: `{file}` is missing; resume from an older one with --resume=CHECKPOINT", dir.display())]
     Missing {
         /// The checkpoint.
         dir: PathBuf,
@@ -33,7 +33,7 @@ pub enum CheckpointError {
         file: String,
     },
     /// A file is not what was written.
-    #[error("{} is damaged: `{file}` {what}; resume from an older one with --resume DIR", dir.display())]
+    #[error("{} is damaged: `{file}` {what}; resume from an older one with --resume=CHECKPOINT", dir.display())]
     Damaged {
         /// The checkpoint.
         dir: PathBuf,

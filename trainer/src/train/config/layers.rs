@@ -267,6 +267,24 @@ pub fn resolve(
     }
 }
 
+/// What the file and the overrides say of one key, before everything else is resolved.
+///
+/// # Errors
+/// Why the file cannot be read.
+pub fn setting(
+    key: &str,
+    file: Option<&Path>,
+    overrides: &[Override],
+) -> Result<Option<Value>, ConfigError> {
+    if let Some(given) = overrides.iter().rev().find(|given| given.key == key) {
+        return Ok(Some(given.value.clone()));
+    }
+    match file {
+        Some(path) => Ok(flatten(&read(path)?).remove(key)),
+        None => Ok(None),
+    }
+}
+
 /// Values that do not fit are taken out one by one, so that all of them are reported.
 fn parse(
     values: &BTreeMap<String, Value>,

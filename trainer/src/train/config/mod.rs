@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use layers::{ConfigError, Origin, Override, Problem, Resolved, resolve};
+pub use layers::{ConfigError, Origin, Override, Problem, Resolved, resolve, setting};
 
 /// Where a parameter's gradient goes: the parts that `freeze` names.
 pub const FREEZE_PARTS: [&str; 4] = ["vision", "projector", "language", "mtp"];
@@ -124,7 +124,7 @@ pub struct RunConfig {
     pub eval_steps: Option<u64>,
     /// Samples a forward pass of the evaluation.
     pub per_device_eval_batch_size: usize,
-    /// Steps between checkpoints; default: at the end only.
+    /// Steps between checkpoints, with one at the end; null: only when interrupted.
     pub save_steps: Option<u64>,
     /// Checkpoints kept; older ones are deleted.
     pub save_total_limit: Option<usize>,
