@@ -78,8 +78,10 @@ pub(crate) fn derived(name: &str, scratch: &Path) -> PathBuf {
 }
 
 fn pack_experts(tensors: Tensors, prefix: &str) -> Tensors {
+    /// Gate, up and down of one expert.
+    type Parts = [Option<(TensorInfo, Vec<u8>)>; 3];
     let mut kept: Tensors = Vec::new();
-    let mut experts: Vec<[Option<(TensorInfo, Vec<u8>)>; 3]> = Vec::new();
+    let mut experts: Vec<Parts> = Vec::new();
     for (name, info, bytes) in tensors {
         let Some(rest) = name.strip_prefix(prefix) else {
             kept.push((name, info, bytes));
