@@ -1,8 +1,12 @@
 //! Softmax attention with grouped key/value heads.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use super::sequences::{Sequences, causal};
+use super::sequences::{Sequences, additive_mask, causal};
+use crate::shim::{at, bridge, own};
+
+/// Below this many keys, probabilities are kept for the backward pass: the CPU's flash kernel is slower there.
+const SHORT: i64 = 2048;
 
 /// `softmax(q k^T / sqrt(d)) v` inside each sample.
 ///
@@ -26,14 +30,7 @@ pub fn attention(
             let (queries, keys) = (q.size()[2], k.size()[2]);
             let offset = seen.unwrap_or(0);
             match (mask, seen) {
-                (None, None) => plain(&q, &k, &v, None, false),
-                (None, Some(_)) if queries == keys || queries == 1 => {
-                    plain(&q, &k, &v, None, queries > 1)
-                }
-                (None, Some(_)) => {
-                    let visible = causal(queries, keys, offset, q.device());
-                    plain(&q, &k, &v, Some(&visible), false)
-                }
+                (None, _) => inside(&q, &k, &v, None, seen),
                 (Some(mask), _) => {
                     let mask = mask.view([mask.size()[0], 1, 1, keys]);
                     let visible = match seen {
@@ -46,17 +43,20 @@ pub fn attention(
                         }
                         None => mask,
                     };
-                    plain(&q, &k, &v, Some(&visible), false)
+                    inside(&q, &k, &v, Some(&visible), seen)
                 }
             }
         }
         Sequences::Packed { cu_seqlens, .. } => {
-            let parts: Vec<Tensor> = Sequences::spans(cu_seqlens)
-                .filter(|&(_, length)| length > 0)
-                .map(|(start, length)| {
-                    let cut = |x: &Tensor| x.narrow(2, start, length);
-                    plain(&cut(&q), &cut(&k), &cut(&v), None, seen.is_some())
-                })
+            // One split, because its backward is one concatenation.
+            let lengths: Vec<i64> = Sequences::spans(cu_seqlens).map(|span| span.1).collect();
+            let split = |x: &Tensor| x.split_with_sizes(&lengths, 2);
+            let parts: Vec<Tensor> = split(&q)
+                .iter()
+                .zip(split(&k))
+                .zip(split(&v))
+                .filter(|((q, _), _)| q.size()[2] > 0)
+                .map(|((q, k), v)| inside(q, &k, &v, None, seen))
                 .collect();
             Tensor::cat(&parts, 2)
         }
@@ -64,7 +64,35 @@ pub fn attention(
     out.transpose(1, 2)
 }
 
-fn plain(q: &Tensor, k: &Tensor, v: &Tensor, visible: Option<&Tensor>, is_causal: bool) -> Tensor {
+/// Attention of one sample a row, heads first; `visible` (`[b, 1, s or 1, t]`) contains the causal mask.
+fn inside(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    visible: Option<&Tensor>,
+    seen: Option<i64>,
+) -> Tensor {
+    let (queries, keys) = (q.size()[2], k.size()[2]);
+    if q.device() == Device::Cpu && keys < SHORT {
+        let bias = visible.map_or_else(Tensor::new, |visible| additive_mask(visible, q.kind()));
+        let out = bridge::short_attention(
+            at(q),
+            at(k),
+            at(v),
+            at(&bias),
+            seen.is_some(),
+            seen.unwrap_or(0),
+        );
+        return own(out.expect("q [b, h, s, d] and k, v [b, g, t, d], g dividing h"));
+    }
+    let causal_mask = match (visible, seen) {
+        (None, Some(seen)) if queries > 1 && queries != keys => {
+            Some(causal(queries, keys, seen, q.device()))
+        }
+        _ => None,
+    };
+    let visible = visible.or(causal_mask.as_ref());
+    let is_causal = visible.is_none() && seen.is_some() && queries > 1;
     let grouped = q.size()[1] != k.size()[1];
     Tensor::scaled_dot_product_attention(q, k, v, visible, 0.0, is_causal, None, grouped)
 }

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::compute_kind;
+use crate::shim::{at, bridge, own};
 
 /// Which experts each row goes to.
 #[derive(Debug)]
@@ -29,36 +30,18 @@ pub fn route(logits: &Tensor, top_k: i64) -> Routing {
 /// The weighted sum of each row's experts: `sum_k w_k fc2_e(swiglu(fc1_e(x)))`.
 ///
 /// `x`: `[n, h]`; `fc1`: `[experts, 2 I, h]`, gate first; `fc2`: `[experts, h, I]`; returns `[n, h]`.
+///
+/// # Panics
+/// When shapes do not fit.
 pub fn experts(x: &Tensor, routing: &Routing, fc1: &Tensor, fc2: &Tensor) -> Tensor {
-    let (n, h) = x.size2().expect("experts take rows");
-    let top_k = routing.experts.size()[1];
-    let count = fc1.size()[0];
-    let flat = routing.experts.reshape([-1]);
-    let (_, order) = flat.sort_stable(true, 0, false);
-    let inverse = order.argsort(0, false);
-    let sizes = Vec::<i64>::try_from(
-        &flat
-            .bincount(None::<Tensor>, count)
-            .to_device(tch::Device::Cpu),
-    )
-    .expect("bincount gives one int64 an expert");
-    let rows = x.index_select(0, &order.divide_scalar_mode(top_k, "floor"));
-    let mut outputs = Vec::new();
-    let mut start = 0;
-    for (expert, size) in (0i64..).zip(sizes) {
-        if size == 0 {
-            continue;
-        }
-        let inner = rows
-            .narrow(0, start, size)
-            .matmul(&fc1.select(0, expert).tr());
-        outputs.push(super::swiglu::swiglu(&inner).matmul(&fc2.select(0, expert).tr()));
-        start += size;
-    }
-    let out = Tensor::cat(&outputs, 0)
-        .index_select(0, &inverse)
-        .view([n, top_k, h]);
-    (out * routing.weights.unsqueeze(-1)).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>)
+    let out = bridge::routed_experts(
+        at(x),
+        at(&routing.weights),
+        at(fc1),
+        at(fc2),
+        at(&routing.experts),
+    );
+    own(out.expect("x [n, h] and weights of one shape an expert"))
 }
 
 /// The load-balancing loss of all layers together: `E sum_e f_e P_e`, where `f_e` counts choices and `P_e` averages

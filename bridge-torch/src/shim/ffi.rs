@@ -15,6 +15,28 @@ pub(crate) mod bridge {
     unsafe extern "C++" {
         fn keep_freed_memory();
 
+        fn linear_cross_entropy(
+            hidden: &Tensor,
+            weight: &Tensor,
+            targets: &Tensor,
+            normalizer: f64,
+        ) -> Result<UniquePtr<Tensor>>;
+        fn routed_experts(
+            x: &Tensor,
+            weights: &Tensor,
+            fc1: &Tensor,
+            fc2: &Tensor,
+            experts: &Tensor,
+        ) -> Result<UniquePtr<Tensor>>;
+        fn short_attention(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            bias: &Tensor,
+            causal: bool,
+            seen: i64,
+        ) -> Result<UniquePtr<Tensor>>;
+
         type AdamW;
         fn new_adamw(beta1: f64, beta2: f64, eps: f64, masters: bool) -> UniquePtr<AdamW>;
         fn add(self: Pin<&mut AdamW>, param: &Tensor, weight_decay: f64) -> Result<()>;

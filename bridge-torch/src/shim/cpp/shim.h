@@ -3,4 +3,7 @@
 // What the cxx bridge (ffi.rs) sees.
 
 #include "adamw.h"
+#include "attention.h"
+#include "cross_entropy.h"
+#include "experts.h"
 #include "memory.h"
