@@ -81,10 +81,10 @@ impl Run {
         let mut all = String::new();
         loop {
             let mut line = String::new();
-            assert!(
-                lines.read_line(&mut line).unwrap() > 0,
-                "the run ended: {all}"
-            );
+            if lines.read_line(&mut line).unwrap() == 0 {
+                child.wait().unwrap();
+                panic!("the run ended: {all}");
+            }
             if line.contains(text) {
                 return (child, lines);
             }

@@ -68,7 +68,7 @@ fn every_picture_becomes_the_grid_and_levels_of_transformers() {
     assert_eq!(pictures.len(), 25);
     for (name, expected) in pictures {
         let image = load_image(&golden(&format!("data/images/{name}"))).unwrap();
-        let size = [image.width, image.height].map(|size| Value::from(size));
+        let size = [image.width, image.height].map(Value::from);
         assert_eq!(
             expected["loaded_size"].as_array().unwrap()[..],
             size,

@@ -83,7 +83,7 @@ impl Case {
         for (name, value) in outputs {
             self.close(&format!("out.{name}"), value, tolerances.0);
             if let Some(up) = self.tensors.get(&format!("up.{name}")) {
-                sum = sum + (*value * up.to_kind(self.kind)).sum(self.kind);
+                sum = (*value * up.to_kind(self.kind)).sum(self.kind) + sum;
             }
         }
         sum.backward();

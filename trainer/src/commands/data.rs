@@ -380,8 +380,11 @@ mod tests {
 
     #[test]
     fn supervised_text_is_marked_without_colour_too() {
-        let plain =
-            anstream::adapter::strip_str(&marked_text("ab\u{1b}[31mcd\ne", &[1..2])).to_string();
+        let plain = anstream::adapter::strip_str(&marked_text(
+            "ab\u{1b}[31mcd\ne",
+            std::slice::from_ref(&(1..2)),
+        ))
+        .to_string();
         assert_eq!(plain, "a{+b+}\\u{1b}[31mcd\ne");
     }
 

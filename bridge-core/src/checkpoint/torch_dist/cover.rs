@@ -185,7 +185,9 @@ mod tests {
     #[test]
     fn a_hundred_thousand_hostile_boxes_are_refused_quickly() {
         let many = 100_000;
-        let stacked = (0..many).map(|i| vec![i..many + i]).collect();
+        let stacked = (0..many)
+            .map(|i| std::iter::once(i..many + i).collect())
+            .collect();
         assert_eq!(check(&[200_000], stacked), Err(Cover::Irregular));
         // A spiral of cuts that each split off one box.
         let spiral = (0..many).map(|i| rect(i..i + 1, 0..many - i)).collect();

@@ -92,13 +92,16 @@ impl Summing {
     }
 }
 
+/// A tensor's dtype, shape and byte range behind the header.
+type Entry = (Dtype, Vec<usize>, (usize, usize));
+
 /// An open file of tensors.
 #[derive(Debug)]
 pub struct TensorFile {
     dir: PathBuf,
     file: Mutex<BufReader<File>>,
     data_start: u64,
-    tensors: BTreeMap<String, (Dtype, Vec<usize>, (usize, usize))>,
+    tensors: BTreeMap<String, Entry>,
 }
 
 impl TensorFile {

@@ -198,7 +198,9 @@ mod tests {
 
     use super::*;
 
-    fn sample() -> (Vec<(String, Tensor)>, Vec<(String, Tensor)>) {
+    type Named = Vec<(String, Tensor)>;
+
+    fn sample() -> (Named, Named) {
         let weight = Tensor::arange(6, (Kind::Float, tch::Device::Cpu)).view([2, 3]);
         let weights = vec![
             ("a.weight".to_owned(), weight.shallow_clone()),

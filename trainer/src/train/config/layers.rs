@@ -311,9 +311,7 @@ fn parse(
                 });
                 failed = true;
                 // Without the value its default is read, which fits.
-                if known.and_then(|k| values.remove(&k)).is_none() {
-                    return None;
-                }
+                known.and_then(|k| values.remove(&k))?;
             }
         }
     }
