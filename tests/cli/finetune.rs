@@ -70,6 +70,7 @@ impl Run {
     }
 
     /// Starts the run and waits until its stderr says `text`.
+    #[expect(clippy::zombie_processes, reason = "the caller waits for the child")]
     fn start_until(&self, text: &str) -> (Child, BufReader<std::process::ChildStderr>) {
         let mut child = self
             .command()
