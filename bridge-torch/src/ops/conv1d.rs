@@ -17,48 +17,72 @@ pub fn causal_conv1d_silu(
     state: Option<&Tensor>,
     sequences: &Sequences,
 ) -> (Tensor, Tensor) {
-    let (c, taps) = weight.size2().expect("a convolution weight is [c, K]");
-    let n = sequences.count();
-    let before = match state {
-        Some(state) => state.transpose(1, 2).to_kind(x.kind()),
-        None => Tensor::zeros([n, taps - 1, c], (x.kind(), x.device())),
-    }; // [n, K-1, c]
-    match sequences {
-        Sequences::Padded { seq, .. } => {
-            let longer = Tensor::cat(&[before, x.shallow_clone()], 1); // [b, K-1+s, c]
-            let y = convolve(&longer, weight, *seq);
-            let last = match sequences.current_mask() {
-                None => longer.narrow(1, *seq, taps - 1),
-                Some(mask) => {
-                    // The state ends with the last real token: behind it there is only padding.
-                    let steps = Tensor::arange_start(1, seq + 1, (Kind::Int64, x.device()));
-                    let ends = (mask.to_kind(Kind::Int64) * steps).amax([1i64].as_slice(), true);
-                    let rows = ends + Tensor::arange(taps - 1, (Kind::Int64, x.device()));
-                    longer.gather(
-                        1,
-                        &rows.unsqueeze(-1).expand([n, taps - 1, c], false),
-                        false,
-                    )
-                }
-            };
-            (y, last.transpose(1, 2).contiguous())
-        }
+    let (_, taps) = weight.size2().expect("a convolution weight is [c, K]");
+    let before = inputs_before(x, taps, state, sequences); // [n, K-1, c]
+    let y = match sequences {
+        Sequences::Padded { seq, .. } => convolve(&Tensor::cat(&[&before, x], 1), weight, *seq),
         Sequences::Packed { cu_seqlens, .. } => {
-            let mut outputs = Vec::new();
-            let mut states = Vec::new();
-            for (sample, (start, length)) in (0i64..).zip(Sequences::spans(cu_seqlens)) {
-                let longer = Tensor::cat(
-                    &[before.narrow(0, sample, 1), x.narrow(1, start, length)],
-                    1,
-                );
-                outputs.push(convolve(&longer, weight, length));
-                states.push(longer.narrow(1, length, taps - 1));
-            }
-            (
-                Tensor::cat(&outputs, 1),
-                Tensor::cat(&states, 0).transpose(1, 2).contiguous(),
-            )
+            let outputs: Vec<Tensor> = (0i64..)
+                .zip(Sequences::spans(cu_seqlens))
+                .map(|(sample, (start, length))| {
+                    let pieces = [before.narrow(0, sample, 1), x.narrow(1, start, length)];
+                    convolve(&Tensor::cat(&pieces, 1), weight, length)
+                })
+                .collect();
+            Tensor::cat(&outputs, 1)
         }
+    };
+    (y, last_inputs(x, taps, state, sequences))
+}
+
+/// The `taps - 1` last inputs of each sample, `[n, c, taps - 1]`: the state for the tokens that follow.
+pub(crate) fn last_inputs(
+    x: &Tensor,
+    taps: i64,
+    state: Option<&Tensor>,
+    sequences: &Sequences,
+) -> Tensor {
+    let kept = taps - 1;
+    let before = inputs_before(x, taps, state, sequences);
+    let (n, c) = (before.size()[0], before.size()[2]);
+    let last = match sequences {
+        Sequences::Padded { seq, .. } => match sequences.current_mask() {
+            None => {
+                let near = kept.min(*seq);
+                Tensor::cat(&[before, x.narrow(1, seq - near, near)], 1).narrow(1, near, kept)
+            }
+            Some(mask) => {
+                // The state ends with the last real token: behind it there is only padding.
+                let steps = Tensor::arange_start(1, seq + 1, (Kind::Int64, x.device()));
+                let ends = (mask.to_kind(Kind::Int64) * steps).amax([1i64].as_slice(), true);
+                let rows = ends + Tensor::arange(kept, (Kind::Int64, x.device()));
+                let rows = rows.unsqueeze(-1).expand([n, kept, c], false);
+                Tensor::cat(&[&before, x], 1).gather(1, &rows, false)
+            }
+        },
+        Sequences::Packed { cu_seqlens, .. } => {
+            let states: Vec<Tensor> = (0i64..)
+                .zip(Sequences::spans(cu_seqlens))
+                .map(|(sample, (start, length))| {
+                    let near = kept.min(length);
+                    let inputs = x.narrow(1, start + length - near, near);
+                    Tensor::cat(&[before.narrow(0, sample, 1), inputs], 1).narrow(1, near, kept)
+                })
+                .collect();
+            Tensor::cat(&states, 0)
+        }
+    };
+    last.transpose(1, 2).contiguous()
+}
+
+/// `[n, taps - 1, c]`.
+fn inputs_before(x: &Tensor, taps: i64, state: Option<&Tensor>, sequences: &Sequences) -> Tensor {
+    match state {
+        Some(state) => state.transpose(1, 2).to_kind(x.kind()),
+        None => Tensor::zeros(
+            [sequences.count(), taps - 1, x.size()[2]],
+            (x.kind(), x.device()),
+        ),
     }
 }
 

@@ -3,10 +3,9 @@
 use tch::Tensor;
 
 use super::compute_kind;
-use super::conv1d::causal_conv1d_silu;
-use super::delta_rule::gated_delta_rule;
-use super::norm::rms_norm_gated;
+use super::conv1d::last_inputs;
 use super::sequences::Sequences;
+use crate::shim::{absent, at, bridge, pair};
 
 /// Sizes of a gated delta net.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +70,9 @@ pub fn gdn_gates(a: &Tensor, b: &Tensor, a_log: &Tensor, dt_bias: &Tensor) -> (T
 /// - `in_proj_out`: `[batch, seq, 2 K + 2 V + 2 value_heads]` in the order q, k, v, z, b, a
 /// - `state`: what an earlier call returned for the same samples
 /// - returns `[batch, seq, V]` in the input's kind, and the state after the last real token of each sample
+///
+/// One node of the autograd graph with a gradient written by hand, float32 inside (float64 for float64). States take no part
+/// in the gradient.
 pub fn gdn_core(
     in_proj_out: &Tensor,
     weights: &GdnWeights<'_>,
@@ -78,42 +80,32 @@ pub fn gdn_core(
     sequences: &Sequences,
     state: Option<&GdnState>,
 ) -> (Tensor, GdnState) {
-    let (batch, seq) = (in_proj_out.size()[0], in_proj_out.size()[1]);
-    let keys = dims.key_heads * dims.key_dim;
-    let values = dims.value_heads * dims.value_dim;
-    let masked = sequences.zero_padding(in_proj_out);
-    let parts = masked.split_with_sizes(
-        [
-            2 * keys + values,
-            values,
-            dims.value_heads,
-            dims.value_heads,
-        ],
-        -1,
-    );
-    let (u, conv) = causal_conv1d_silu(
-        &parts[0],
-        weights.conv1d,
-        state.map(|state| &state.conv),
-        sequences,
-    );
-    let qkv = u.split_with_sizes([keys, keys, values], -1);
-    let heads = |x: &Tensor, heads, dim| x.reshape([batch, seq, heads, dim]);
-    let (beta, g) = gdn_gates(&parts[3], &parts[2], weights.a_log, weights.dt_bias);
-    let v = heads(&qkv[2], dims.value_heads, dims.value_dim);
-    let (out, recurrent) = gated_delta_rule(
-        &heads(&qkv[0], dims.key_heads, dims.key_dim),
-        &heads(&qkv[1], dims.key_heads, dims.key_dim),
-        &v,
-        &g,
-        &beta,
-        state.map(|state| &state.recurrent),
-        sequences,
-    );
-    let z = heads(&parts[1], dims.value_heads, dims.value_dim);
-    let out = rms_norm_gated(&out, &z, weights.out_norm, dims.eps);
-    (
-        out.reshape([batch, seq, values]),
-        GdnState { conv, recurrent },
-    )
+    let channels = 2 * dims.key_heads * dims.key_dim + dims.value_heads * dims.value_dim;
+    let conv = tch::no_grad(|| {
+        let inputs = sequences.zero_padding(&in_proj_out.narrow(2, 0, channels));
+        last_inputs(
+            &inputs,
+            dims.kernel,
+            state.map(|state| &state.conv),
+            sequences,
+        )
+    });
+    let conv_before = state.map_or_else(absent, |state| state.conv.shallow_clone());
+    let recurrent_before = state.map_or_else(absent, |state| state.recurrent.shallow_clone());
+    let mask = sequences.current_mask().unwrap_or_else(absent);
+    let (out, recurrent) = pair(bridge::gdn_core(
+        at(in_proj_out),
+        at(weights.conv1d),
+        at(weights.a_log),
+        at(weights.dt_bias),
+        at(weights.out_norm),
+        at(&conv_before),
+        at(&recurrent_before),
+        at(&mask),
+        sequences.borders(),
+        dims.key_heads,
+        dims.key_dim,
+        dims.eps,
+    ));
+    (out, GdnState { conv, recurrent })
 }

@@ -52,11 +52,11 @@ const LIBTORCH: [Implementation; 9] = [
     },
     Implementation {
         op: "delta_rule",
-        by: "libtorch, chunks of 64",
+        by: "libtorch, chunks of up to 64, gradient by hand",
     },
     Implementation {
         op: "gdn",
-        by: "libtorch",
+        by: "libtorch, one autograd node, gradient by hand",
     },
     Implementation {
         op: "linear_cross_entropy",

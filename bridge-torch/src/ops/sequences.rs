@@ -50,6 +50,14 @@ impl Sequences {
         }
     }
 
+    /// The borders of packed samples, empty for a padded batch.
+    pub(crate) fn borders(&self) -> &[i64] {
+        match self {
+            Self::Padded { .. } => &[],
+            Self::Packed { cu_seqlens, .. } => cu_seqlens,
+        }
+    }
+
     /// Borders of packed samples, pairwise.
     pub(crate) fn spans(cu_seqlens: &[i64]) -> impl Iterator<Item = (i64, i64)> + '_ {
         cu_seqlens

@@ -37,6 +37,33 @@ pub(crate) mod bridge {
             seen: i64,
         ) -> Result<UniquePtr<Tensor>>;
 
+        type Tensors;
+        fn at(self: &Tensors, index: usize) -> Result<UniquePtr<Tensor>>;
+        fn gated_delta_rule(
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            decay: &Tensor,
+            beta: &Tensor,
+            state: &Tensor,
+            mask: &Tensor,
+            cu_seqlens: &[i64],
+        ) -> Result<UniquePtr<Tensors>>;
+        fn gdn_core(
+            x: &Tensor,
+            conv: &Tensor,
+            a_log: &Tensor,
+            dt_bias: &Tensor,
+            norm: &Tensor,
+            conv_state: &Tensor,
+            state: &Tensor,
+            mask: &Tensor,
+            cu_seqlens: &[i64],
+            key_heads: i64,
+            key_dim: i64,
+            eps: f64,
+        ) -> Result<UniquePtr<Tensors>>;
+
         type AdamW;
         fn new_adamw(beta1: f64, beta2: f64, eps: f64, masters: bool) -> UniquePtr<AdamW>;
         fn add(self: Pin<&mut AdamW>, param: &Tensor, weight_decay: f64) -> Result<()>;
@@ -61,4 +88,22 @@ pub(crate) fn at(tensor: &tch::Tensor) -> &bridge::Tensor {
 pub(crate) fn own(tensor: cxx::UniquePtr<bridge::Tensor>) -> tch::Tensor {
     // SAFETY: the pointer comes from `std::make_unique<at::Tensor>`, and tch frees it with `delete`.
     unsafe { tch::Tensor::from_ptr(tensor.into_raw().cast()) }
+}
+
+/// The tensor that C++ reads as absent.
+pub(crate) fn absent() -> tch::Tensor {
+    tch::Tensor::new()
+}
+
+/// Takes over the two results of a call whose shapes are our invariant.
+///
+/// # Panics
+/// When libtorch refused the call, with its reason.
+pub(crate) fn pair(
+    result: Result<cxx::UniquePtr<bridge::Tensors>, cxx::Exception>,
+) -> (tch::Tensor, tch::Tensor) {
+    let take = |tensors: &bridge::Tensors, index| tensors.at(index).map(own);
+    result
+        .and_then(|tensors| Ok((take(&tensors, 0)?, take(&tensors, 1)?)))
+        .unwrap_or_else(|error| panic!("libtorch failed in an op of the model: {}", error.what()))
 }

@@ -4,7 +4,7 @@ mod cuda;
 mod ffi;
 
 pub use cuda::load_cuda;
-pub(crate) use ffi::{at, bridge, own};
+pub(crate) use ffi::{absent, at, bridge, own, pair};
 
 /// Keeps freed memory in the process, so that large tensors do not cost page faults each time they are made.
 ///

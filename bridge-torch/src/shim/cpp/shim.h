@@ -6,4 +6,6 @@
 #include "attention.h"
 #include "cross_entropy.h"
 #include "experts.h"
+#include "gdn.h"
 #include "memory.h"
+#include "tensors.h"
