@@ -3,14 +3,14 @@
 use tch::{Kind, Tensor};
 
 use super::compute_kind;
+use crate::shim::{at, bridge, own};
 
 /// Zero-centred RMSNorm: `x * rsqrt(mean(x^2) + eps) * (1 + weight)` over the last dimension, in float32, cast back once.
 ///
-/// `x`: `[.., d]`, `weight`: `[d]`. Defined by: transformers, `Qwen3_5RMSNorm`.
+/// `x`: `[.., d]`, `weight`: `[d]`. One autograd node with a gradient written by hand. Defined by: transformers, `Qwen3_5RMSNorm`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    let wide = compute_kind(x.kind());
-    let normed = unit_rms(&x.to_kind(wide), eps);
-    (normed * (weight.to_kind(wide) + 1.0)).to_kind(x.kind())
+    let out = bridge::rms_norm(at(x), at(weight), eps);
+    own(out.expect("x [.., d] and a weight [d]"))
 }
 
 /// The norm behind the delta rule: `rms(x) * (1 + weight) * silu(gate)` over the last dimension.

@@ -68,7 +68,7 @@ const LIBTORCH: [Implementation; 9] = [
     },
     Implementation {
         op: "norm",
-        by: "libtorch",
+        by: "libtorch, gradient by hand",
     },
     Implementation {
         op: "rotary",
@@ -76,7 +76,7 @@ const LIBTORCH: [Implementation; 9] = [
     },
     Implementation {
         op: "swiglu",
-        by: "libtorch",
+        by: "libtorch, gradient by hand",
     },
 ];
 

@@ -64,6 +64,9 @@ pub(crate) mod bridge {
             eps: f64,
         ) -> Result<UniquePtr<Tensors>>;
 
+        fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<UniquePtr<Tensor>>;
+        fn swiglu(x: &Tensor) -> Result<UniquePtr<Tensor>>;
+
         type AdamW;
         fn new_adamw(beta1: f64, beta2: f64, eps: f64, masters: bool) -> UniquePtr<AdamW>;
         fn add(self: Pin<&mut AdamW>, param: &Tensor, weight_decay: f64) -> Result<()>;

@@ -8,4 +8,5 @@
 #include "experts.h"
 #include "gdn.h"
 #include "memory.h"
+#include "pointwise.h"
 #include "tensors.h"
