@@ -106,6 +106,13 @@ std::vector<std::pair<int64_t, int64_t>> spans(int64_t seq, const std::vector<in
   return out;
 }
 
+// Inputs from..from + count of state [n, c, taps - 1] that span i sees before it: [its rows, count, c].
+at::Tensor inputs_before(const at::Tensor& state, const std::vector<int64_t>& cu_seqlens, size_t i,
+                         int64_t from, int64_t count) {
+  const at::Tensor before = cu_seqlens.empty() ? state : state.narrow(0, static_cast<int64_t>(i), 1);
+  return before.narrow(2, from, count).transpose(1, 2);
+}
+
 // x [b, s, c] in any kind, weight [c, taps]; inputs before a sample are zero, or state [n, c, taps - 1].
 at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& state,
                     const std::vector<int64_t>& cu_seqlens) {
@@ -121,9 +128,8 @@ at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const at::Ten
       }
       const int64_t early = std::min(back, length);
       if (state.defined() && early > 0) {
-        const at::Tensor before = cu_seqlens.empty() ? state : state.narrow(0, static_cast<int64_t>(i), 1);
-        y.narrow(1, start, early)
-            .addcmul_(before.narrow(2, taps - 1 - back, early).transpose(1, 2).to(y.scalar_type()), tap);
+        const at::Tensor before = inputs_before(state, cu_seqlens, i, taps - 1 - back, early);
+        y.narrow(1, start, early).addcmul_(before.to(y.scalar_type()), tap);
       }
     }
   }
@@ -177,6 +183,7 @@ class GdnNode : public torch::autograd::Function<GdnNode> {
     saved.insert(saved.end(), {u, pre, z, a, b, conv_wide, a_log_wide, dt_wide, norm_wide, out});
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["eps"] = eps;
+    ctx->saved_data["conv_state"] = conv_state;
     ctx->saved_data["kinds"] = std::vector<int64_t>{
         static_cast<int64_t>(x.scalar_type()), static_cast<int64_t>(conv.scalar_type()),
         static_cast<int64_t>(a_log.scalar_type()), static_cast<int64_t>(dt_bias.scalar_type()),
@@ -219,15 +226,23 @@ class GdnNode : public torch::autograd::Function<GdnNode> {
     at::Tensor grad_u = grad_pre * conv.select(1, taps - 1);
     const at::Tensor grad_conv = at::empty({taps, width}, pre.options());
     grad_conv.select(0, taps - 1).copy_((grad_pre * u).sum(at::IntArrayRef{0, 1}));
-    const auto pieces = spans(seq, ctx->saved_data["cu_seqlens"].toIntVector());
+    const std::vector<int64_t> cu_seqlens = ctx->saved_data["cu_seqlens"].toIntVector();
+    const at::Tensor conv_state = ctx->saved_data["conv_state"].toTensor();
+    const auto pieces = spans(seq, cu_seqlens);
     for (int64_t back = 1; back < taps; ++back) {
       const at::Tensor tap = conv.select(1, taps - 1 - back).contiguous();
       at::Tensor sum = grad_conv.select(0, taps - 1 - back).zero_();
-      for (const auto& [start, length] : pieces) {
+      for (size_t i = 0; i < pieces.size(); ++i) {
+        const auto [start, length] = pieces[i];
         if (length > back) {
           const at::Tensor later = grad_pre.narrow(1, start + back, length - back);
           grad_u.narrow(1, start, length - back).addcmul_(later, tap);
           sum += (later * u.narrow(1, start, length - back)).sum(at::IntArrayRef{0, 1});
+        }
+        const int64_t early = std::min(back, length);
+        if (conv_state.defined() && early > 0) {
+          const at::Tensor before = inputs_before(conv_state, cu_seqlens, i, taps - 1 - back, early);
+          sum += (grad_pre.narrow(1, start, early) * before).sum(at::IntArrayRef{0, 1});
         }
       }
     }
