@@ -18,9 +18,10 @@ pub use layers::{ConfigError, Origin, Override, Problem, Resolved, resolve, sett
 pub const FREEZE_PARTS: [&str; 4] = ["vision", "projector", "language", "mtp"];
 
 /// Parameters without weight decay unless `no_decay` says otherwise: norms, biases, and the delta rule's decay terms.
-pub const NO_DECAY: [&str; 5] = [
+pub const NO_DECAY: [&str; 6] = [
     "*norm*.weight",
     "*layernorm*",
+    "*layer_norm_*",
     "*.bias",
     "*.A_log",
     "*.dt_bias",
