@@ -5,6 +5,7 @@ use bridge_torch::ops::loss::linear_cross_entropy;
 use bridge_torch::ops::moe::{Routing, experts};
 use bridge_torch::ops::sequences::Sequences;
 use tch::{Device, Kind, Tensor};
+use tests::seeded;
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -61,7 +62,7 @@ fn same(what: &str, inputs: &[&Tensor], ours: &Tensor, theirs: &Tensor) {
 
 #[test]
 fn cross_entropy_has_the_gradients_of_finite_differences_with_ignored_targets() {
-    tch::manual_seed(1);
+    let _generator = seeded(1);
     let (hidden, weight) = (normal(&[7, 5]), normal(&[11, 5]));
     for targets in [
         [0, 10, 3, 3, 7, 1, 9],
@@ -77,7 +78,7 @@ fn cross_entropy_has_the_gradients_of_finite_differences_with_ignored_targets() 
 
 #[test]
 fn cross_entropy_of_many_rows_and_far_logits_equals_libtorch() {
-    tch::manual_seed(2);
+    let _generator = seeded(2);
     let (hidden, weight) = (normal(&[2100, 8]), normal(&[37, 8]));
     let targets = Tensor::randint(37, [2100], (Kind::Int64, Device::Cpu));
     for scale in [1.0, 100.0] {
@@ -92,7 +93,7 @@ fn cross_entropy_of_many_rows_and_far_logits_equals_libtorch() {
 
 #[test]
 fn experts_have_the_gradients_of_finite_differences_also_without_tokens() {
-    tch::manual_seed(3);
+    let _generator = seeded(3);
     let x = normal(&[6, 4]);
     let (fc1, fc2) = (normal(&[5, 6, 4]), normal(&[5, 4, 3]));
     let weights = Tensor::rand([6, 2], DOUBLE).set_requires_grad(true);
@@ -112,7 +113,7 @@ fn experts_have_the_gradients_of_finite_differences_also_without_tokens() {
 
 #[test]
 fn attention_has_the_gradients_of_finite_differences() {
-    tch::manual_seed(4);
+    let _generator = seeded(4);
     let (q, k, v) = (
         normal(&[2, 5, 4, 3]),
         normal(&[2, 5, 2, 3]),
@@ -137,7 +138,7 @@ fn attention_has_the_gradients_of_finite_differences() {
 
 #[test]
 fn attention_in_blocks_equals_libtorch_with_cache_and_across_packed_borders() {
-    tch::manual_seed(5);
+    let _generator = seeded(5);
     let heads_first = |x: &Tensor| x.transpose(1, 2);
     let plain = |q: &Tensor, k: &Tensor, v: &Tensor, seen: i64| {
         let (queries, keys) = (q.size()[1], k.size()[1]);
