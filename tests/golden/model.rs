@@ -3,7 +3,7 @@
 //! Bars are those of goldens/README.md: 1e-6 in float64, ten times the noise of transformers' own float32 run in
 //! float32, and a rounding budget in bfloat16.
 
-use bridge_core::checkpoint::hf::Overwrite;
+use bridge_core::checkpoint::Overwrite;
 use bridge_torch::model::vision_tables::VisionTables;
 use bridge_torch::model::{ForwardOptions, ModelOptions, ModelOutput, Qwen3VlModel, SaveOptions};
 use serde_json::Value;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bridge_core::Dtype;
-use bridge_core::checkpoint::hf::Overwrite;
+use bridge_core::checkpoint::Overwrite;
 use bridge_core::checkpoint::torch_dist::{
     Plain, TorchDistCheckpoint, TorchDistLayout, TorchDistProblem, TorchDistWriter,
 };

@@ -1,6 +1,6 @@
 //! What can be wrong with stored tensors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -247,4 +247,36 @@ fn first_ten(problems: &[FileProblem]) -> String {
         parts.push(format!("and {more} more"));
     }
     parts.join("; ")
+}
+
+/// Names what was done to which path when the system refused it.
+pub(super) fn io(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |source| CheckpointError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Refuses a range of bytes that is not all inside tensor `name` of `num_bytes`.
+pub(super) fn check_range(
+    name: &str,
+    offset_bytes: u64,
+    len: usize,
+    num_bytes: u64,
+) -> Result<(), CheckpointError> {
+    let end = offset_bytes.saturating_add(len as u64);
+    if end > num_bytes {
+        return Err(CheckpointError::Range {
+            name: name.to_owned(),
+            start: offset_bytes,
+            end,
+            num_bytes,
+        });
+    }
+    Ok(())
 }

@@ -2,11 +2,13 @@
 //!
 //! Files, memory, torch tensors and C++ pointers are all one of these. This room knows no mapping.
 
+mod beside;
 mod error;
 pub mod hf;
 mod memory;
 pub mod torch_dist;
 
+pub use beside::Overwrite;
 pub use error::{CheckpointError, FileProblem};
 pub use memory::MemoryTensors;
 

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use bridge_core::checkpoint::hf::{HfCheckpoint, HfWriter, Overwrite};
+use bridge_core::checkpoint::Overwrite;
+use bridge_core::checkpoint::hf::{HfCheckpoint, HfWriter};
 use bridge_core::checkpoint::{MemoryTensors, TensorInfo};
 use bridge_core::convert::{ExecuteOptions, NonFinite, Transforms, copy_tensors, execute};
 use bridge_core::plan::{ModelPlan, PlanOptions};

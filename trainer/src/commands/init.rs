@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bridge_core::Dtype;
-use bridge_core::checkpoint::hf::{HfLayout, HfWriter, Overwrite};
+use bridge_core::checkpoint::Overwrite;
+use bridge_core::checkpoint::hf::{HfLayout, HfWriter};
 use bridge_core::checkpoint::{TensorInfo, TensorSink};
 use bridge_core::config::HfConfig;
 use bridge_core::mapping::{HfParameter, Init, Part, Stored};

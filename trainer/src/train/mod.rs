@@ -4,6 +4,7 @@
 //! Invariants: a run that is killed at any moment resumes to the same numbers; no result depends on the number of
 //! preprocessing threads; every random choice comes from a stream of `streams`.
 
+mod announce;
 pub mod checkpoint;
 mod collate;
 pub mod config;
@@ -22,6 +23,7 @@ mod source;
 mod step;
 mod streams;
 mod trainable;
+mod training_loop;
 
 pub use collate::ask_batch;
 pub use evaluate::Evaluation;

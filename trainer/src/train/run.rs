@@ -1,4 +1,4 @@
-//! The run: it owns order and time, and calls the parts that do the work.
+//! The run: everything it needs is opened, trained by the loop, and written down.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,30 +6,31 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use bridge_core::checkpoint::hf::Overwrite;
+use bridge_core::checkpoint::Overwrite;
 use bridge_core::{AutoBridge, Dtype};
 use bridge_torch::model::{ModelOptions, Qwen3VlModel, SaveOptions};
 use bridge_torch::ops::policy::KernelPolicy;
 use bridge_torch::optim::{AdamW, AdamWOptions, OptimizedParam};
 use tch::Kind;
 
-use super::checkpoint::{self, Checkpoint, DataState, StreamState, TrainerState};
-use super::collate::{Counts, Layout};
-use super::config::{OnNonFinite, Resolved, RunConfig, RunDtype};
-use super::evaluate::{Evaluation, evaluate};
-use super::non_finite::{Location, locate_gradient, locate_loss};
+use super::announce::{announce, conclude};
+use super::checkpoint::{Checkpoint, DataState, StreamState, TrainerState};
+use super::collate::Layout;
+use super::config::{Resolved, RunConfig, RunDtype};
+use super::evaluate::Evaluation;
 use super::order::{Order, Place, split};
 use super::output::{Existing, Output, write_whole};
-use super::prefetch::{Prefetch, Ready};
-use super::record::{Record, StepRecord};
+use super::prefetch::Prefetch;
+use super::record::Record;
 use super::run_file::{Parameters, RunFile};
 use super::schedule::Schedule;
 use super::signals::Signals;
 use super::source::Source;
-use super::step::{LossWeights, StepResult, accumulated_step};
+use super::step::LossWeights;
+use super::training_loop::TrainingLoop;
 use super::{device, trainable};
-use crate::data::{DataError, Processor, Sample};
-use crate::report::{clock, note};
+use crate::data::Processor;
+use crate::report::note;
 
 /// What is not part of the configuration.
 #[derive(Debug, Clone, Default)]
@@ -57,27 +58,6 @@ pub struct Outcome {
     pub plot: Option<PathBuf>,
     /// The last training checkpoint.
     pub checkpoint: Option<PathBuf>,
-}
-
-/// A model in training and everything around it.
-struct Run<'a> {
-    config: &'a RunConfig,
-    output: &'a Output,
-    model: Qwen3VlModel,
-    optimizer: AdamW,
-    layout: Layout,
-    weights: LossWeights,
-    schedule: Schedule,
-    training: Source,
-    evaluation: Option<(Source, Vec<usize>)>,
-    order: Order,
-    state: TrainerState,
-    record: Record,
-    signals: Signals,
-    // Steps of the epoch that was asked for last.
-    epoch_length: (u64, u64),
-    last_evaluation: Option<(u64, Evaluation)>,
-    last_checkpoint: Option<(u64, PathBuf)>,
 }
 
 /// Trains as configured and leaves the trained model in the output directory.
@@ -288,7 +268,7 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         total_steps,
         state.tokens,
     )?;
-    let mut run = Run {
+    let mut run = TrainingLoop {
         config,
         output: &output,
         model,
@@ -342,233 +322,6 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     };
     conclude(&outcome, started);
     Ok(outcome)
-}
-
-impl Run<'_> {
-    /// Steps until the end or a signal. Returns whether a signal ended it.
-    fn train(&mut self) -> anyhow::Result<bool> {
-        let left = usize::try_from(self.state.total_steps.saturating_sub(self.state.step))?;
-        let steps = self.order.clone().steps_from(self.state.step).take(left);
-        let prefetch = Prefetch::start(
-            steps,
-            &self.training.encode(),
-            self.config.dataloader_num_workers,
-            self.config.dataloader_prefetch_factor,
-        )?;
-        for ready in prefetch {
-            if self.signals.stop() {
-                self.save()?;
-                return Ok(true);
-            }
-            let ends_epoch = ready.ends_epoch;
-            self.step(ready)?;
-            let step = self.state.step;
-            let ends_run = step == self.state.total_steps;
-            let evaluate_now = match self.config.eval_steps {
-                Some(every) => step.is_multiple_of(every),
-                None => ends_epoch,
-            };
-            if evaluate_now || ends_run {
-                self.evaluate()?;
-            }
-            let save_now = self
-                .config
-                .save_steps
-                .is_some_and(|n| step.is_multiple_of(n) || ends_run);
-            if save_now || self.signals.take_save() {
-                self.save()?;
-            }
-        }
-        let interrupted = self.signals.stop() && self.state.step < self.state.total_steps;
-        if interrupted {
-            self.save()?;
-        }
-        Ok(interrupted)
-    }
-
-    fn step(&mut self, ready: Ready<Sample, DataError>) -> anyhow::Result<()> {
-        let place = ready.place;
-        let mut passes = Vec::with_capacity(ready.passes.len());
-        for pass in ready.passes {
-            let samples = self.training.samples(pass, self.config.on_bad_row)?;
-            if !samples.is_empty() {
-                passes.push(samples);
-            }
-        }
-        let index = self.state.step;
-        let learning_rate = self.schedule.learning_rate(index);
-        let counts: Counts = passes.iter().flatten().map(Counts::of).sum();
-        let result = if passes.is_empty() {
-            None
-        } else {
-            let result = accumulated_step(
-                &self.model,
-                &mut self.optimizer,
-                &passes,
-                self.layout,
-                self.weights,
-                learning_rate,
-                self.config,
-            );
-            Some(result.with_context(|| format!("step {}", index + 1))?)
-        };
-        match result {
-            None => self
-                .record
-                .left_out(index + 1, "none of its rows can be used")?,
-            Some(StepResult::Stepped { losses, grad_norm }) => {
-                self.advance(place, counts, learning_rate);
-                self.state.optimizer_steps += 1;
-                let step = self.state.step;
-                if step.is_multiple_of(self.config.logging_steps) || step == self.state.total_steps
-                {
-                    let record = StepRecord {
-                        step,
-                        epoch: self.epochs_done(place),
-                        losses,
-                        grad_norm,
-                        learning_rate,
-                        tokens: self.state.tokens,
-                        supervised_tokens: self.state.supervised_tokens,
-                    };
-                    self.record.step(&record)?;
-                }
-                return Ok(());
-            }
-            Some(StepResult::LossNotFinite { losses, pass }) => {
-                let location = locate_loss(&self.model, &passes[pass], self.layout)?;
-                let what = format!(
-                    "the loss is {} (mtp {:?}, aux {:?})",
-                    losses.lm, losses.mtp, losses.aux
-                );
-                self.not_finite(index + 1, &what, &location)?;
-            }
-            Some(StepResult::GradientNotFinite { grad_norm, .. }) => {
-                let optimizer = &mut self.optimizer;
-                let mut clear = || optimizer.zero_grad();
-                let location =
-                    locate_gradient(&self.model, &passes, self.layout, self.weights, &mut clear)?;
-                let what = format!("the gradient's norm is {grad_norm}");
-                self.not_finite(index + 1, &what, &location)?;
-            }
-        }
-        self.advance(place, counts, learning_rate);
-        Ok(())
-    }
-
-    /// Stops the run or leaves the step out, as configured.
-    fn not_finite(&mut self, step: u64, what: &str, location: &Location) -> anyhow::Result<()> {
-        match self.config.on_non_finite {
-            OnNonFinite::Stop => bail!(
-                "step {step}: {what}, and the step was not applied; {location} (rows of {}); \
-                 on_non_finite=skip leaves such steps out",
-                self.config.data.display()
-            ),
-            OnNonFinite::Skip => self.record.left_out(step, &format!("{what}; {location}"))?,
-        }
-        Ok(())
-    }
-
-    fn advance(&mut self, place: Place, counts: Counts, learning_rate: f64) {
-        let state = &mut self.state;
-        state.step += 1;
-        state.learning_rate = learning_rate;
-        state.tokens += counts.tokens;
-        state.supervised_tokens += counts.targets;
-        let next = if place.step_in_epoch + 1 >= self.epoch_length_of(place.epoch) {
-            Place {
-                epoch: place.epoch + 1,
-                step_in_epoch: 0,
-            }
-        } else {
-            Place {
-                step_in_epoch: place.step_in_epoch + 1,
-                ..place
-            }
-        };
-        let state = &mut self.state;
-        (state.data.epoch, state.data.step_in_epoch) = (next.epoch, next.step_in_epoch);
-        state.streams.shuffle_stream = 1 + next.epoch;
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "step counts are far below 2^52")]
-    fn epochs_done(&mut self, place: Place) -> f64 {
-        let length = self.epoch_length_of(place.epoch);
-        place.epoch as f64 + (place.step_in_epoch + 1) as f64 / length as f64
-    }
-
-    fn epoch_length_of(&mut self, epoch: u64) -> u64 {
-        if self.epoch_length.0 != epoch {
-            self.epoch_length = (epoch, self.order.epoch(epoch).len() as u64);
-        }
-        self.epoch_length.1
-    }
-
-    fn evaluate(&mut self) -> anyhow::Result<()> {
-        let Some((source, rows)) = &self.evaluation else {
-            return Ok(());
-        };
-        let step = self.state.step;
-        if self.last_evaluation.is_some_and(|(at, _)| at == step) {
-            return Ok(());
-        }
-        let passes: Vec<_> = rows
-            .chunks(self.config.per_device_eval_batch_size)
-            .map(|rows| {
-                (
-                    Place {
-                        epoch: 0,
-                        step_in_epoch: 0,
-                    },
-                    false,
-                    vec![rows.to_vec()],
-                )
-            })
-            .collect();
-        let prefetch = Prefetch::start(
-            passes.into_iter(),
-            &source.encode(),
-            self.config.dataloader_num_workers,
-            self.config.dataloader_prefetch_factor,
-        )?;
-        let passes = prefetch.map(|ready| {
-            let encoded = ready.passes.into_iter().flatten().collect();
-            source.samples(encoded, self.config.on_bad_row)
-        });
-        let result = evaluate(&self.model, passes, self.layout, self.weights.mtp)
-            .with_context(|| format!("evaluation after step {step}"))?;
-        if let Some(result) = result {
-            self.record.evaluation(step, &result)?;
-            self.last_evaluation = Some((step, result));
-        }
-        Ok(())
-    }
-
-    fn save(&mut self) -> anyhow::Result<()> {
-        let step = self.state.step;
-        if self
-            .last_checkpoint
-            .as_ref()
-            .is_some_and(|(at, _)| *at == step)
-        {
-            return Ok(());
-        }
-        let dir = self.output.checkpoint_dir(step);
-        let weights: Vec<_> = self
-            .model
-            .params()
-            .iter()
-            .map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()))
-            .collect();
-        checkpoint::save(&dir, &weights, &self.optimizer.state()?, &mut self.state)
-            .with_context(|| format!("save {}", dir.display()))?;
-        if let Some(limit) = self.config.save_total_limit {
-            self.output.keep_newest(limit)?;
-        }
-        note(format_args!("saved {}", dir.display()));
-        self.last_checkpoint = Some((step, dir));
-        Ok(())
-    }
 }
 
 /// The rows that can be used with their lengths in tokens, which packing needs before the first step.
@@ -638,7 +391,7 @@ fn restore(
 }
 
 /// The trained model as a Hugging Face directory: staged, then moved into the output directory.
-fn save_model(run: &Run<'_>, bridge: &AutoBridge) -> anyhow::Result<()> {
+fn save_model(run: &TrainingLoop<'_>, bridge: &AutoBridge) -> anyhow::Result<()> {
     let config = run.config;
     let frozen = |name: &str| !trainable::trains(config, name);
     let options = SaveOptions {
@@ -655,80 +408,4 @@ fn save_model(run: &Run<'_>, bridge: &AutoBridge) -> anyhow::Result<()> {
 fn name_of(path: &std::path::Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
-}
-
-/// Says at once what the run will do.
-fn announce(run: &RunFile, config: &RunConfig, weights: LossWeights) {
-    note(format_args!(
-        "{} ({}), {} on {}",
-        config.model.display(),
-        run.architecture,
-        run.dtype,
-        run.device
-    ));
-    let grouped = |n: usize| {
-        let digits = n.to_string();
-        let groups: Vec<&str> = digits
-            .as_bytes()
-            .rchunks(3)
-            .rev()
-            .filter_map(|group| std::str::from_utf8(group).ok())
-            .collect();
-        groups.join(",")
-    };
-    for part in &run.parameters {
-        let trains = match part.trainable {
-            0 => "frozen",
-            _ => "trains",
-        };
-        note(format_args!(
-            "  {:<10} {:>15} parameters, {trains}",
-            part.part,
-            grouped(part.total)
-        ));
-    }
-    let kernels: Vec<String> = run
-        .kernels
-        .iter()
-        .map(|(op, by)| format!("{op}: {by}"))
-        .collect();
-    note(format_args!(
-        "kernels ({}): {}",
-        run.kernel_policy,
-        kernels.join("; ")
-    ));
-    let memory = match run.keep_freed_memory {
-        true => "freed memory is kept (keep_freed_memory=false returns it to the system)",
-        false => "freed memory returns to the system",
-    };
-    note(format_args!("{} threads; {memory}", run.num_threads));
-    let samples = config.per_device_train_batch_size * config.gradient_accumulation_steps;
-    let what = if config.packing { "packs" } else { "samples" };
-    note(format_args!(
-        "{} training rows, {} evaluation rows; {} steps of {samples} {what}; loss weights: mtp {}, aux {}",
-        run.training_rows, run.evaluation_rows, run.total_steps, weights.mtp, weights.aux
-    ));
-    if let Some((step, dir)) = &run.resumed_from {
-        note(format_args!(
-            "resuming behind step {step} from {}",
-            dir.display()
-        ));
-    }
-}
-
-/// Says at the end what was done.
-fn conclude(outcome: &Outcome, started: Instant) {
-    let time = clock(started.elapsed().as_secs_f64());
-    let output = outcome.output.display();
-    if outcome.interrupted {
-        note(format_args!(
-            "interrupted after step {}; go on with --resume --output {output}",
-            outcome.steps
-        ));
-    } else {
-        note(format_args!(
-            "done in {time}: {} steps, trained model in {output}",
-            outcome.steps
-        ));
-    }
 }

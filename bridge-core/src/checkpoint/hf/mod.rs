@@ -13,4 +13,4 @@ mod writer;
 pub use layout::{HfLayout, LayoutFile};
 pub use reader::{HfCheckpoint, Links};
 pub use support_files::{SUPPORT_FILES, support_files};
-pub use writer::{HfWriter, Overwrite};
+pub use writer::HfWriter;

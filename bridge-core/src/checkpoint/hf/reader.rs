@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::header::{self, Header};
 use super::index::{self, INDEX, SINGLE};
+use crate::checkpoint::error::check_range;
 use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
 
 /// Whether weight files may be links that lead out of the directory.
@@ -291,15 +292,7 @@ impl TensorSource for HfCheckpoint {
                 name: name.to_owned(),
             })?;
         let num_bytes = place.info.num_bytes();
-        let end = offset_bytes.saturating_add(into.len() as u64);
-        if end > num_bytes {
-            return Err(CheckpointError::Range {
-                name: name.to_owned(),
-                start: offset_bytes,
-                end,
-                num_bytes,
-            });
-        }
+        check_range(name, offset_bytes, into.len(), num_bytes)?;
         let file = &self.files[place.file];
         file.file
             .read_exact_at(into, place.file_offset + offset_bytes)

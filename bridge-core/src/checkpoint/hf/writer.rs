@@ -7,22 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
-use tempfile::TempDir;
 
 use super::header;
 use super::index::INDEX;
 use super::{HfCheckpoint, HfLayout, support_files};
-use crate::checkpoint::{CheckpointError, TensorInfo, TensorSink};
-
-/// What happens to a destination that is there already.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Overwrite {
-    /// It is an error, unless the directory is empty.
-    #[default]
-    No,
-    /// The finished directory takes its place in one step.
-    Yes,
-}
+use crate::checkpoint::beside::{Beside, write_file};
+use crate::checkpoint::error::{check_range, io};
+use crate::checkpoint::{CheckpointError, Overwrite, TensorInfo, TensorSink};
 
 /// Writes a Hugging Face directory.
 ///
@@ -30,9 +21,7 @@ pub enum Overwrite {
 /// written in full, syncs and renames; a writer that is dropped before leaves nothing.
 #[derive(Debug)]
 pub struct HfWriter {
-    target: PathBuf,
-    overwrite: Overwrite,
-    partial: TempDir,
+    beside: Beside,
     files: Vec<(String, File)>,
     tensors: IndexMap<String, Place>,
     index_metadata: Option<Map<String, Value>>,
@@ -44,15 +33,6 @@ struct Place {
     file_offset: u64,
     num_bytes: u64,
     written: AtomicU64,
-}
-
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
-    let path = path.to_owned();
-    move |source| CheckpointError::Io {
-        action,
-        path,
-        source,
-    }
 }
 
 impl HfWriter {
@@ -81,22 +61,8 @@ impl HfWriter {
         target: &Path,
         overwrite: Overwrite,
     ) -> Result<Self, CheckpointError> {
-        if overwrite == Overwrite::No && is_taken(target) {
-            return Err(CheckpointError::Exists {
-                dir: target.to_owned(),
-            });
-        }
-        let parent = parent_of(target);
-        fs_err::create_dir_all(parent).map_err(io("create", parent))?;
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let partial = tempfile::Builder::new()
-            .prefix(&format!(".{name}.partial-"))
-            .tempdir_in(parent)
-            .map_err(io("create a directory in", parent))?;
         let mut writer = Self {
-            target: target.to_owned(),
-            overwrite,
-            partial,
+            beside: Beside::create(target, overwrite)?,
             files: Vec::with_capacity(layout.files.len()),
             tensors: IndexMap::new(),
             index_metadata: layout.index_metadata.clone(),
@@ -113,7 +79,7 @@ impl HfWriter {
         tensors: &[(String, TensorInfo)],
         metadata: &Map<String, Value>,
     ) -> Result<(), CheckpointError> {
-        let path = self.partial.path().join(name);
+        let path = self.beside.path().join(name);
         let entries = tensors.iter().map(|(name, info)| (name.as_str(), info));
         let header = header::write(entries, metadata);
         let file = File::create_new(&path).map_err(io("create", &path))?;
@@ -154,11 +120,7 @@ impl HfWriter {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let path = self.partial.path().join(name);
-        let file = File::create(&path).map_err(io("create", &path))?;
-        file.write_all_at(bytes, 0)
-            .and_then(|()| file.sync_all())
-            .map_err(io("write", &path))
+        write_file(&self.beside.path().join(name), bytes)
     }
 
     /// Names of the tensors that are to be written.
@@ -179,17 +141,16 @@ impl HfWriter {
                     name: name.clone(),
                     written,
                     num_bytes: place.num_bytes,
-                    dir: self.target.clone(),
+                    dir: self.beside.target().to_owned(),
                 });
             }
         }
         self.write_index()?;
         for (name, file) in &self.files {
-            let path = self.partial.path().join(name);
+            let path = self.beside.path().join(name);
             file.sync_all().map_err(io("sync", &path))?;
         }
-        sync_dir(self.partial.path())?;
-        self.rename()
+        self.beside.finish()
     }
 
     fn write_index(&self) -> Result<(), CheckpointError> {
@@ -207,56 +168,6 @@ impl HfWriter {
         text.push('\n');
         self.write_file(INDEX, text.as_bytes())
     }
-
-    fn rename(self) -> Result<PathBuf, CheckpointError> {
-        let target = self.target;
-        // Made with a private directory's rights; the result is an ordinary one.
-        let rights = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs_err::set_permissions(self.partial.path(), rights)
-            .map_err(io("set the rights of", self.partial.path()))?;
-        if self.overwrite == Overwrite::Yes && is_taken(&target) {
-            // One step: a reader sees the old directory or the new one. The old one then goes with `partial`.
-            rustix::fs::renameat_with(
-                rustix::fs::CWD,
-                self.partial.path(),
-                rustix::fs::CWD,
-                &target,
-                rustix::fs::RenameFlags::EXCHANGE,
-            )
-            .map_err(|error| io("replace", &target)(error.into()))?;
-            sync_dir(parent_of(&target))?;
-            self.partial
-                .close()
-                .map_err(io("remove the old content of", &target))?;
-        } else {
-            fs_err::rename(self.partial.path(), &target).map_err(io("create", &target))?;
-            // The directory is the result now.
-            let _ = self.partial.keep();
-            sync_dir(parent_of(&target))?;
-        }
-        Ok(target)
-    }
-}
-
-fn parent_of(target: &Path) -> &Path {
-    match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Whether something other than an empty directory is there.
-fn is_taken(target: &Path) -> bool {
-    match fs_err::read_dir(target) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => target.symlink_metadata().is_ok(),
-    }
-}
-
-fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(io("sync", dir))
 }
 
 impl TensorSink for HfWriter {
@@ -267,18 +178,10 @@ impl TensorSink for HfWriter {
             .ok_or_else(|| CheckpointError::NoTensor {
                 name: name.to_owned(),
             })?;
-        let end = offset_bytes.saturating_add(bytes.len() as u64);
-        if end > place.num_bytes {
-            return Err(CheckpointError::Range {
-                name: name.to_owned(),
-                start: offset_bytes,
-                end,
-                num_bytes: place.num_bytes,
-            });
-        }
+        check_range(name, offset_bytes, bytes.len(), place.num_bytes)?;
         let (file_name, file) = &self.files[place.file];
         file.write_all_at(bytes, place.file_offset + offset_bytes)
-            .map_err(io("write", &self.partial.path().join(file_name)))?;
+            .map_err(io("write", &self.beside.path().join(file_name)))?;
         place
             .written
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::TorchDistProblem;
 use super::common;
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::io;
 use crate::checkpoint::hf::Links;
 use crate::json;
 
@@ -30,18 +31,6 @@ pub(super) fn refuse(path: &Path, problem: TorchDistProblem) -> CheckpointError 
     CheckpointError::TorchDist {
         path: path.to_owned(),
         problems: vec![problem],
-    }
-}
-
-pub(super) fn io(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(std::io::Error) -> CheckpointError {
-    let path = path.to_owned();
-    move |source| CheckpointError::Io {
-        action,
-        path,
-        source,
     }
 }
 

@@ -8,7 +8,6 @@
 //! make up their tensors exactly, and file names stay in the directory. This room knows no model.
 
 mod archive;
-mod beside;
 mod boxes;
 mod common;
 mod cover;

@@ -5,10 +5,11 @@ use std::sync::OnceLock;
 
 use super::archive::{Archive, Section};
 use super::boxes::BoxCopy;
-use super::directory::{self, COMMON, DataFiles, METADATA, RUN_CONFIG, io, refuse};
+use super::directory::{self, COMMON, DataFiles, METADATA, RUN_CONFIG, refuse};
 use super::item::{self, ItemError, Stored};
 use super::metadata::{self, Place, StoredBox, Table};
 use super::{Plain, TorchDistProblem, common};
+use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::hf::Links;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
 
@@ -334,18 +335,11 @@ impl TensorSource for TorchDistCheckpoint {
             return Err(CheckpointError::NoTensor { name });
         };
         let num_bytes = tensor.info.num_bytes();
-        let end = offset_bytes.saturating_add(into.len() as u64);
-        if end > num_bytes {
-            return Err(CheckpointError::Range {
-                name: name.to_owned(),
-                start: offset_bytes,
-                end,
-                num_bytes,
-            });
-        }
+        check_range(name, offset_bytes, into.len(), num_bytes)?;
         if into.is_empty() {
             return Ok(());
         }
+        let end = offset_bytes + into.len() as u64;
         for (box_number, part) in tensor.boxes.iter().enumerate() {
             let reach = reach(&tensor.info, part);
             if reach.start >= end || reach.end <= offset_bytes {

@@ -9,11 +9,11 @@ use std::sync::Mutex;
 use indexmap::IndexMap;
 
 use super::TorchDistProblem;
-use super::beside::{Beside, sync_dir, write_file};
-use super::directory::{self, BACKEND, COMMON, METADATA, TRACKER, io, refuse};
+use super::directory::{self, BACKEND, COMMON, METADATA, TRACKER, refuse};
 use super::encode::{self, ArchiveLayout, Bounds, Location};
-use crate::checkpoint::hf::Overwrite;
-use crate::checkpoint::{CheckpointError, TensorInfo, TensorSink};
+use crate::checkpoint::beside::{Beside, sync_dir, write_file};
+use crate::checkpoint::error::io;
+use crate::checkpoint::{CheckpointError, Overwrite, TensorInfo, TensorSink};
 
 /// The tensors of a directory to be written, and how they are cut.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,9 +6,18 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::directory::io;
-use crate::checkpoint::CheckpointError;
-use crate::checkpoint::hf::Overwrite;
+use super::CheckpointError;
+use super::error::io;
+
+/// What happens to a destination that is there already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overwrite {
+    /// It is an error, unless the directory is empty.
+    #[default]
+    No,
+    /// The finished directory takes its place in one step.
+    Yes,
+}
 
 /// A directory that takes its place in one step; dropped before, it leaves nothing.
 #[derive(Debug)]
