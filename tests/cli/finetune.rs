@@ -176,8 +176,8 @@ fn tensors(dir: &Path) -> BTreeMap<String, (String, String, Vec<usize>, Vec<u8>)
     found
 }
 
-/// A copy of a golden checkpoint whose float32 tensor `name` is multiplied by `factor`.
-fn scaled(dir: &Path, model: &str, name: &str, factor: f32) -> PathBuf {
+/// A copy of a golden checkpoint of one file whose float32 tensors are multiplied by `factors`.
+fn scaled(dir: &Path, model: &str, factors: &[(&str, f32)]) -> PathBuf {
     let copy = dir.join("model");
     fs_err::create_dir(&copy).unwrap();
     for entry in fs_err::read_dir(checkpoint(model)).unwrap() {
@@ -187,11 +187,13 @@ fn scaled(dir: &Path, model: &str, name: &str, factor: f32) -> PathBuf {
     let path = copy.join("model.safetensors");
     let mut bytes = fs_err::read(&path).unwrap();
     let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    let (start, end) = metadata.info(name).unwrap().data_offsets;
     let data = 8 + header;
-    for value in bytes[data + start..data + end].chunks_exact_mut(4) {
-        let scaled = f32::from_le_bytes((&*value).try_into().unwrap()) * factor;
-        value.copy_from_slice(&scaled.to_le_bytes());
+    for (name, factor) in factors {
+        let (start, end) = metadata.info(name).unwrap().data_offsets;
+        for value in bytes[data + start..data + end].chunks_exact_mut(4) {
+            let scaled = f32::from_le_bytes((&*value).try_into().unwrap()) * factor;
+            value.copy_from_slice(&scaled.to_le_bytes());
+        }
     }
     fs_err::write(path, bytes).unwrap();
     copy
@@ -495,7 +497,7 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_step_is_not_applied() {
     let dir = tempfile::tempdir().unwrap();
     let data = text_rows(dir.path());
     let name = "model.language_model.layers.1.mlp.down_proj.weight";
-    let model = scaled(dir.path(), "dense_vl", name, 1e38);
+    let model = scaled(dir.path(), "dense_vl", &[(name, 1e38)]);
     let run = Run::new(&model, &data, dir.path().join("out")).with(&["max_steps=2"]);
     let text = run.fail();
     for part in [
@@ -519,19 +521,39 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_step_is_not_applied() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_is_named_and_not_applied() {
+fn a_gradient_that_is_not_finite_names_parameters_and_the_sample() {
     let dir = tempfile::tempdir().unwrap();
-    // The loss is still finite; the squares of the gradient are not.
-    let model = scaled(dir.path(), "dense_vl", "lm_head.weight", 1e32);
-    let data = text_rows(dir.path());
+    // Activations near the end of float32, made small again: the loss is finite, the gradient of what makes them small is not.
+    let factors = [
+        ("model.visual.merger.linear_fc1.weight", 1e38),
+        ("model.visual.merger.linear_fc1.bias", 1e38),
+        ("model.visual.merger.linear_fc2.weight", 1e-41),
+        ("model.visual.merger.linear_fc2.bias", 0.0),
+    ];
+    let model = scaled(dir.path(), "dense_vl", &factors);
+    let mut rows = fs_err::read_to_string(text_rows(dir.path())).unwrap();
+    let picture = golden("data/shapes/images/000.png");
+    let content =
+        json!([{ "type": "image", "image": picture }, { "type": "text", "text": "What?" }]);
+    let messages = json!([
+        { "role": "user", "content": content },
+        { "role": "assistant", "content": "red" },
+    ]);
+    rows.push_str(&format!("\n{}\n", json!({ "messages": messages })));
+    let data = dir.path().join("mixed.jsonl");
+    fs_err::write(&data, rows).unwrap();
     let run = Run::new(&model, &data, dir.path().join("out"))
-        .with(&["max_steps=1", "per_device_train_batch_size=4"]);
+        .with(&["max_steps=1", "per_device_train_batch_size=9"]);
     let text = run.fail();
     assert!(
         text.contains("step 1: the gradient's norm is inf, and the step was not applied"),
         "{text}"
     );
-    assert!(text.contains("on_non_finite=skip"), "{text}");
+    assert!(
+        text.contains("the gradient of `vision_model.merger.linear_fc2.weight`"),
+        "{text}"
+    );
+    assert!(text.contains("data row 8 causes it"), "{text}");
     assert!(!dir.path().join("out/config.json").exists());
 }
 

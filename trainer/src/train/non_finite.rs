@@ -55,7 +55,7 @@ impl fmt::Display for Location {
         }
         if !self.gradients.is_empty() {
             parts.push(format!(
-                "the gradient of {} is not finite",
+                "the gradient of {} has no finite norm",
                 names(&self.gradients)
             ));
         }
@@ -182,7 +182,8 @@ fn bad_parameters(params: &ParamStore) -> Vec<String> {
 fn bad_gradients(params: &ParamStore) -> Vec<String> {
     let bad = params.iter().filter(|(_, tensor)| {
         let gradient = tensor.grad();
-        gradient.defined() && !is_finite(&gradient)
+        // The norm, since squares can overflow where each value is finite.
+        gradient.defined() && !is_finite(&gradient.norm())
     });
     bad.map(|(name, _)| name.to_owned()).collect()
 }
@@ -210,7 +211,7 @@ mod tests {
         assert_eq!(
             location.to_string(),
             "the first value that is not finite is in the output of decoder layer 2 (`hidden.3`); \
-             the gradient of `w0`, `w1`, `w2` and 2 more is not finite; data rows 4, 9 cause it"
+             the gradient of `w0`, `w1`, `w2` and 2 more has no finite norm; data rows 4, 9 cause it"
         );
     }
 }
