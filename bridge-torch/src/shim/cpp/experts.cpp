@@ -2,7 +2,6 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bincount.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vecdot.h>
@@ -75,11 +74,20 @@ class ExpertsNode : public torch::autograd::Function<ExpertsNode> {
     at::Tensor act = at::silu(pre.narrow(1, 0, inner)).mul_(pre.narrow(1, inner, inner));
     at::Tensor out = at::empty_like(rows);
     product(out, act, fc2.transpose(1, 2), sizes);
-    const at::Tensor chosen = out.index_select(0, inverse).view({n, top_k, x.size(1)});
+
+    // Each token adds its terms in ascending expert number, each rounded to the model's dtype, as transformers does.
+    const at::Tensor ascending = experts.argsort(true, 1, false);
+    const at::Tensor place = inverse.view({n, top_k}).gather(1, ascending);
+    const at::Tensor share = weights.gather(1, ascending);
+    at::Tensor sum;
+    for (int64_t slot = 0; slot < top_k; ++slot) {
+      at::Tensor term = out.index_select(0, place.select(1, slot)).mul_(share.narrow(1, slot, 1));
+      sum = slot == 0 ? term : sum.add_(term);
+    }
 
     ctx->save_for_backward({weights, fc1, fc2, rows, pre, act, order, inverse, token});
     ctx->saved_data["sizes"] = sizes;
-    return at::bmm(weights.unsqueeze(1), chosen).squeeze(1);
+    return sum;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list upstream) {
