@@ -83,7 +83,7 @@ fn assert_curve(found: &[f64], expected: &Value, bar: impl Fn(usize) -> f64, wha
     }
 }
 
-/// `loss` and `norm` are bars of a step. The mixture of experts doubles a rounding of 1e-15 about every two steps.
+/// `loss` and `norm` are bars of a step.
 fn check_float64(name: &str, loss: impl Fn(usize) -> f64, norm: impl Fn(usize) -> f64) {
     let recipe = recipe(name);
     let (curve, model) = train(name, Kind::Double, 20);
@@ -123,15 +123,25 @@ fn check_float64(name: &str, loss: impl Fn(usize) -> f64, norm: impl Fn(usize) -
     );
 }
 
+/// The README of the goldens gives 3e-11 and, to one digit, 4e-10; the norm at step 19 is 4.17e-10 apart here.
 #[test]
 fn twenty_dense_steps_equal_torch_in_float64() {
-    check_float64("dense_vl", |_| 1e-10, |_| 1e-9);
+    check_float64("dense_vl", |_| 3e-11, |_| 5e-10);
 }
 
+/// The README of the goldens gives 6e-7 and 2e-5 for another implementation. These hold up to step 16; behind that clipped
+/// Adam has amplified a rounding of 3e-13 in the first gradient beyond them, to
+/// 1.7e-6 and 4.4e-5 at step 19.
 #[test]
-fn twenty_moe_steps_equal_torch_in_float64() {
-    let bar = |early: f64, late: f64| move |step: usize| if step < 12 { early } else { late };
-    check_float64("moe_vl", bar(1e-8, 6e-6), bar(1e-6, 1e-4));
+fn twenty_moe_steps_equal_torch_in_float64_until_roundings_grow() {
+    let bar = |early: f64, stated: f64, late: f64| {
+        move |step: usize| match step {
+            0..12 => early,
+            12..17 => stated,
+            _ => late,
+        }
+    };
+    check_float64("moe_vl", bar(1e-8, 6e-7, 3e-6), bar(1e-6, 2e-5, 1e-4));
 }
 
 fn check_float32(name: &str, steps: usize) {
