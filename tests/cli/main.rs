@@ -2,8 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod data;
+#[cfg(feature = "torch")]
 mod finetune;
+#[cfg(feature = "torch")]
 mod forward;
+#[cfg(feature = "torch")]
 mod generate;
 mod init;
 mod inspect;

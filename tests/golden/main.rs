@@ -3,18 +3,28 @@
 
 mod chat;
 mod checkpoint;
+#[cfg(feature = "torch")]
 mod delta_rule;
+#[cfg(feature = "torch")]
 mod fixture;
+#[cfg(feature = "torch")]
 mod generation;
+#[cfg(feature = "torch")]
 mod gradcheck;
+#[cfg(feature = "torch")]
 mod gradients;
 mod images;
 mod layout;
 mod mapping;
+#[cfg(feature = "torch")]
 mod model;
+#[cfg(feature = "torch")]
 mod ops;
+#[cfg(feature = "torch")]
 mod optimizer;
+#[cfg(feature = "torch")]
 mod packing;
 mod tokenizer;
 mod torch_dist;
+#[cfg(feature = "torch")]
 mod training;

@@ -1,6 +1,7 @@
 //! Where the goldens are, and what tests share.
 
 use std::path::PathBuf;
+#[cfg(feature = "torch")]
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The path of a file or folder under `tests/goldens`.
@@ -12,6 +13,7 @@ pub fn golden(name: &str) -> PathBuf {
 
 /// Seeds libtorch's generator and keeps other tests that draw from it waiting while the guard lives: the generator is one
 /// for all threads, so without it the drawn numbers would depend on which tests run at the same time.
+#[cfg(feature = "torch")]
 #[must_use = "the numbers are only repeatable while the guard lives"]
 pub fn seeded(seed: i64) -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
