@@ -29,6 +29,8 @@ fn main() {
         .flag("-isystem")
         .flag(&api)
         .define("AT_PER_OPERATOR_HEADERS", None)
+        // As libtorch itself was compiled: its headers lay out classes otherwise in a debug build.
+        .define("NDEBUG", None)
         .flag_if_supported("-fopenmp")
         .opt_level(2)
         .flag("-g0")

@@ -9,6 +9,7 @@ use tch::Kind;
 
 fn layer(criterion: &mut Criterion) {
     bridge_torch::shim::keep_freed_memory();
+    bridge_torch::shim::flush_denormals();
     let mut group = criterion.benchmark_group("layer");
     group.sample_size(10);
     let mut batch = batch(2, 512);

@@ -6,6 +6,7 @@ use tch::Kind;
 
 fn training_step(criterion: &mut Criterion) {
     bridge_torch::shim::keep_freed_memory();
+    bridge_torch::shim::flush_denormals();
     let mut group = criterion.benchmark_group("training_step");
     group.sample_size(10);
     let batch = batch(2, 512);

@@ -1,6 +1,8 @@
 //! Our side of `peers/train.py`: trains a checkpoint on one batch and prints one JSON line.
 //!
-//! train_step --model DIR --batch FILE --dtype float32|bfloat16 [--steps 8] [--threads 2]
+//! train_step --model DIR --batch FILE --dtype float32|bfloat16 [--steps 8] [--threads 2] [--profile 30]
+//!
+//! --profile N also prints the N operators on which the last step spent most, to stderr.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -11,11 +13,13 @@ use benches::{EIGHT_LAYERS, Training, batch, config, model};
 use bridge_core::AutoBridge;
 use bridge_torch::batch::Batch;
 use bridge_torch::model::{ModelOptions, Qwen3VlModel};
+use bridge_torch::shim::OpTime;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
 fn main() {
     bridge_torch::shim::keep_freed_memory();
+    bridge_torch::shim::flush_denormals();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let flags: HashMap<&str, &str> = args
         .chunks(2)
@@ -43,9 +47,17 @@ fn main() {
     let tokens = batch.input_ids.numel();
     let mut training = Training::new(model);
     let (mut times, mut losses) = (Vec::new(), Vec::new());
-    for _ in 0..number("steps", 8) {
+    let profiled = number("profile", 0);
+    let steps = number("steps", 8);
+    for step in 0..steps {
         let start = Instant::now();
-        let loss = training.step(&batch);
+        let loss = if profiled > 0 && step + 1 == steps {
+            let (loss, ops) = bridge_torch::shim::profile(|| training.step(&batch));
+            print_profile(&ops, profiled);
+            loss
+        } else {
+            training.step(&batch)
+        };
         times.push(start.elapsed().as_secs_f64());
         losses.push((loss * 1e5).round() / 1e5);
     }
@@ -60,6 +72,25 @@ fn main() {
         "peak_rss_mb": peak_rss_mb(),
     });
     writeln!(std::io::stdout(), "{line}").expect("somebody reads");
+}
+
+fn print_profile(ops: &[OpTime], most: usize) {
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let mut text = format!(
+        "{:.3} s in operators\n",
+        seconds(ops.iter().map(|op| op.own_ns).sum())
+    );
+    for op in ops.iter().take(most) {
+        text += &format!(
+            "{:8.4} s {:6} x {}\n",
+            seconds(op.own_ns),
+            op.calls,
+            op.name
+        );
+    }
+    std::io::stderr()
+        .write_all(text.as_bytes())
+        .expect("somebody reads");
 }
 
 /// The middle of sorted values, or the mean of the two in the middle.

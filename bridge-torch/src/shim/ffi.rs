@@ -7,6 +7,18 @@
 
 #[cxx::bridge]
 pub(crate) mod bridge {
+    /// Time that an operator took without the operators that it called.
+    #[namespace = "bridge_shim"]
+    #[derive(Debug, Clone)]
+    pub struct OpTime {
+        /// libtorch's name of the operator or of the autograd node, and the shapes of its tensors.
+        pub name: String,
+        /// How often it ran.
+        pub calls: u64,
+        /// In nanoseconds, over all calls.
+        pub own_ns: u64,
+    }
+
     #[namespace = "at"]
     unsafe extern "C++" {
         include!("shim.h");
@@ -15,6 +27,9 @@ pub(crate) mod bridge {
     #[namespace = "bridge_shim"]
     unsafe extern "C++" {
         fn keep_freed_memory();
+        fn flush_denormals();
+        fn start_profile();
+        fn stop_profile() -> Vec<OpTime>;
 
         fn linear_cross_entropy(
             hidden: &Tensor,

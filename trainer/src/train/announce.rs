@@ -52,7 +52,10 @@ pub(super) fn announce(run: &RunFile, config: &RunConfig, weights: LossWeights) 
         true => "freed memory is kept (keep_freed_memory=false returns it to the system)",
         false => "freed memory returns to the system",
     };
-    note(format_args!("{} threads; {memory}", run.num_threads));
+    note(format_args!(
+        "{} threads; {memory}; denormal numbers count as zero",
+        run.num_threads
+    ));
     let samples = config.per_device_train_batch_size * config.gradient_accumulation_steps;
     let what = if config.packing { "packs" } else { "samples" };
     note(format_args!(

@@ -67,6 +67,7 @@ pub struct Outcome {
 pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome> {
     let config = &resolved.config;
     let started = Instant::now();
+    bridge_torch::shim::flush_denormals();
     if config.keep_freed_memory {
         bridge_torch::shim::keep_freed_memory();
     }

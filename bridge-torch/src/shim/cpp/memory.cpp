@@ -1,3 +1,4 @@
+#include <ATen/Context.h>
 #include <malloc.h>
 
 #include "memory.h"
@@ -8,6 +9,10 @@ void keep_freed_memory() {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_TOP_PAD, 64 << 20);
+}
+
+void flush_denormals() {
+  at::globalContext().setFlushDenormal(true);
 }
 
 }  // namespace bridge_shim

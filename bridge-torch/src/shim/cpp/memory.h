@@ -6,4 +6,8 @@ namespace bridge_shim {
 // Must run before the first tensor exists.
 void keep_freed_memory();
 
+// Decays of the delta rule underflow, and arithmetic on denormal numbers is some hundred times slower.
+// Holds for this thread and those that it starts later, so it must run before libtorch's threads exist.
+void flush_denormals();
+
 }  // namespace bridge_shim

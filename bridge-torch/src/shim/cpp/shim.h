@@ -9,4 +9,5 @@
 #include "gdn.h"
 #include "memory.h"
 #include "pointwise.h"
+#include "profile.h"
 #include "tensors.h"
