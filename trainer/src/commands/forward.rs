@@ -13,6 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::report;
+use crate::train::device;
 
 /// Run the model on a batch and write every output to a safetensors file.
 ///
@@ -37,6 +38,9 @@ pub(crate) struct ForwardArgs {
     /// What the model computes in, and the outputs' dtype.
     #[arg(long, value_enum, default_value_t)]
     dtype: RunDtype,
+    /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_parser = device::word)]
+    device: String,
     /// Also write the gradient of `loss` (without the prediction head's) for every parameter that it reaches.
     #[arg(long)]
     grads: bool,
@@ -69,7 +73,7 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("read the batch {}", args.inputs.display()))?;
     let bridge = AutoBridge::from_hf_pretrained(&args.model)
         .with_context(|| format!("open the model {}", args.model.display()))?;
-    let model = load(&bridge, args.dtype.kind())?;
+    let model = load(&bridge, args.dtype.kind(), &args.device)?;
     let options = ForwardOptions::default();
     let forward = || {
         model
@@ -106,11 +110,12 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds a model and says on stderr what it runs on.
-pub(crate) fn load(bridge: &AutoBridge, dtype: Kind) -> anyhow::Result<Qwen3VlModel> {
+/// Builds a model on `device`, a word of the flag, and says on stderr what it runs on.
+pub(crate) fn load(bridge: &AutoBridge, dtype: Kind, device: &str) -> anyhow::Result<Qwen3VlModel> {
+    bridge_torch::shim::flush_denormals();
     let options = ModelOptions {
         dtype,
-        device: Device::cuda_if_available(),
+        device: device::resolve(device)?,
         ..ModelOptions::default()
     };
     let kernels = options.kernels.describe()?;
@@ -119,8 +124,8 @@ pub(crate) fn load(bridge: &AutoBridge, dtype: Kind) -> anyhow::Result<Qwen3VlMo
         .map(|one| format!("{}: {}", one.op, one.by))
         .collect();
     report::note(format_args!(
-        "device {:?}, {:?}; kernels {}",
-        options.device,
+        "device {}, {:?}; kernels {}",
+        device::name(options.device),
         options.dtype,
         kernels.join(", ")
     ));

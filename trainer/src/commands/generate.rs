@@ -15,6 +15,7 @@ use tch::{Kind, Tensor};
 use super::forward::{RunDtype, load};
 use crate::data::{Processor, Sample};
 use crate::report;
+use crate::train::device;
 
 /// Answer a prompt, with images if there are any.
 ///
@@ -65,6 +66,9 @@ pub(crate) struct GenerateArgs {
     /// What the model computes in; default: the checkpoint's own dtype.
     #[arg(long, value_enum)]
     dtype: Option<RunDtype>,
+    /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_parser = device::word)]
+    device: String,
     /// Print one JSON object instead of streaming.
     #[arg(long)]
     json: bool,
@@ -88,7 +92,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let dtype = args
         .dtype
         .map_or_else(|| own_dtype(&bridge), RunDtype::kind);
-    let model = load(&bridge, dtype)?;
+    let model = load(&bridge, dtype, &args.device)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,

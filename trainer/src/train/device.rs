@@ -29,6 +29,24 @@ pub(crate) enum DeviceError {
     },
 }
 
+/// The words that need no number.
+pub(crate) const WORDS: [&str; 3] = ["auto", "cpu", "cuda"];
+
+/// Checks the word of a `--device` flag.
+///
+/// # Errors
+/// What the words are.
+pub(crate) fn word(text: &str) -> Result<String, String> {
+    let numbered = text
+        .strip_prefix("cuda:")
+        .is_some_and(|index| index.parse::<usize>().is_ok());
+    if numbered || WORDS.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("it is none of {}, cuda:N", WORDS.join(", ")))
+    }
+}
+
 /// The device of the configuration's word: `auto` is the first GPU where there is one, else the CPU.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ mod announce;
 pub mod checkpoint;
 mod collate;
 pub mod config;
-mod device;
+pub(crate) mod device;
 mod evaluate;
 mod non_finite;
 mod order;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::layers::{Origin, Problem, nearest};
 use super::{FREEZE_PARTS, RunConfig};
+use crate::train::device;
 
 /// Adds everything that is wrong with `config` to `problems`.
 pub(super) fn check(
@@ -141,14 +142,9 @@ pub(super) fn check(
     words(policy, &["auto", "cuda", "reference"], |message| {
         wrong("kernels.policy", message)
     });
-    let device = config.device.as_str();
-    let numbered = device
-        .strip_prefix("cuda:")
-        .is_some_and(|n| n.parse::<usize>().is_ok());
-    if !numbered {
-        words(&[device.to_owned()], &["auto", "cpu", "cuda"], |message| {
-            wrong("device", message)
-        });
+    if device::word(&config.device).is_err() {
+        let device = std::slice::from_ref(&config.device);
+        words(device, &device::WORDS, |message| wrong("device", message));
     }
 }
 
