@@ -1,5 +1,7 @@
 //! Twenty optimizer steps against torch's own run of transformers.
 
+use std::process::Command;
+
 use bridge_torch::model::{LossOptions, Qwen3VlModel};
 use bridge_torch::optim::{AdamW, AdamWOptions, OptimizedParam};
 use serde_json::Value;
@@ -83,6 +85,26 @@ fn assert_curve(found: &[f64], expected: &Value, bar: impl Fn(usize) -> f64, wha
     }
 }
 
+/// Whether MKL takes the same kernels on every processor in this process; if not, repeats the test `name` in one where it does.
+///
+/// Which kernels run decides the roundings that twenty steps amplify: the dense loss ends 3.3e-11 from torch's with those that
+/// MKL prefers on one Xeon, and within the stated 3e-11 with these.
+fn with_pinned_kernels(name: &str) -> bool {
+    const PINNED: (&str, &str) = ("MKL_CBWR", "AVX2");
+    if std::env::var(PINNED.0).is_ok_and(|value| value == PINNED.1) {
+        return true;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(PINNED.0, PINNED.1)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "no test has this name: {text}");
+    false
+}
+
 /// `loss` and `norm` are bars of a step.
 fn check_float64(name: &str, loss: impl Fn(usize) -> f64, norm: impl Fn(usize) -> f64) {
     let recipe = recipe(name);
@@ -123,11 +145,12 @@ fn check_float64(name: &str, loss: impl Fn(usize) -> f64, norm: impl Fn(usize) -
     );
 }
 
-/// The README of the goldens gives 3e-11 and 4e-10 for another implementation. Here the processor's matrix kernels decide the
-/// last digit at step 19: the loss is 3.3e-11 apart on an Intel Xeon, the norm 4.2e-10 on an AMD EPYC.
+/// The README of the goldens gives 3e-11 and, to one digit, 4e-10; the norm at step 19 is 4.17e-10 apart here.
 #[test]
 fn twenty_dense_steps_equal_torch_in_float64() {
-    check_float64("dense_vl", |_| 5e-11, |_| 8e-10);
+    if with_pinned_kernels("training::twenty_dense_steps_equal_torch_in_float64") {
+        check_float64("dense_vl", |_| 3e-11, |_| 5e-10);
+    }
 }
 
 /// The README of the goldens gives 6e-7 and 2e-5 for another implementation. These hold up to step 16; behind that clipped
@@ -142,7 +165,10 @@ fn twenty_moe_steps_equal_torch_in_float64_until_roundings_grow() {
             _ => late,
         }
     };
-    check_float64("moe_vl", bar(1e-8, 6e-7, 3e-6), bar(1e-6, 2e-5, 1e-4));
+    if with_pinned_kernels("training::twenty_moe_steps_equal_torch_in_float64_until_roundings_grow")
+    {
+        check_float64("moe_vl", bar(1e-8, 6e-7, 3e-6), bar(1e-6, 2e-5, 1e-4));
+    }
 }
 
 fn check_float32(name: &str, steps: usize) {
