@@ -8,7 +8,7 @@ whole runs alternate: transformers, ours (`train_step`, the binary of this crate
 rounds count. Both sides run AdamW alike: states in the weights' dtype, no float32 masters, decay on every parameter.
 Each side runs as its user starts it: ours keeps freed memory in the process and takes denormal numbers as zero (its defaults),
 transformers has the defaults of glibc and torch;
---peer-malloc gives transformers the same settings by environment.
+--peer-malloc gives transformers the same malloc settings by environment.
 
 Needs cargo and python3. The peers' packages go into .venv-peers, as `make test-peers` puts them there.
 With --json the last line of stdout is one JSON object: each case's ratio (ours / transformers, tokens a second) and, as
@@ -97,7 +97,7 @@ def table(results):
         "# A training step beside transformers", "",
         f"`benches/peers/train.py --rounds {args.rounds} --steps {args.steps} --threads {args.threads}{' --peer-malloc' if args.peer_malloc else ''}`"
         f" on {datetime.date.today()}, {args.threads} threads of {processor()}; torch {versions[0]}, transformers {versions[1]}.",
-        f"Whole runs in alternation, medians of {args.rounds} rounds. Ours keeps freed memory in the process and takes denormal numbers as zero (its defaults); transformers ran with {'the same settings' if args.peer_malloc else 'glibc defaults'}.", "",
+        f"Whole runs in alternation, medians of {args.rounds} rounds. Ours keeps freed memory in the process and takes denormal numbers as zero (its defaults); transformers ran with {'the same malloc settings' if args.peer_malloc else 'the defaults of glibc and torch'}.", "",
         "| case | transformers, s a step | ours | bare products | ours : transformers, tokens/s | bar | ours : products | peak MB, transformers / ours | loss gap, first / worst step | losses agree |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -136,6 +136,18 @@ fn wrong_use_is_told_apart_from_a_failed_job() {
         .assert()
         .code(1)
         .stderr(predicate::str::contains("top_p is 1.5"));
+    command(&model)
+        .args(["--prompt-ids", "1", "--device", "gpu"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("none of auto, cpu, cuda, cuda:N"));
+    // No machine has so many GPUs: a device that was asked for is never replaced by another.
+    command(&model)
+        .args(["--prompt-ids", "1", "--device", "cuda:99"])
+        .assert()
+        .code(1)
+        .stdout("")
+        .stderr(predicate::str::contains("device `cuda:99`"));
     let dir = tempfile::tempdir().unwrap();
     without_tokenizer(dir.path());
     command(dir.path())

@@ -1,4 +1,4 @@
-//! Where a run computes.
+//! Where the model computes.
 
 use bridge_torch::shim::load_cuda;
 use tch::{Cuda, Device};
@@ -32,11 +32,11 @@ pub(crate) enum DeviceError {
 /// The words that need no number.
 pub(crate) const WORDS: [&str; 3] = ["auto", "cpu", "cuda"];
 
-/// Checks the word of a `--device` flag.
+/// A `--device` flag, when it names a device.
 ///
 /// # Errors
 /// What the words are.
-pub(crate) fn word(text: &str) -> Result<String, String> {
+pub(crate) fn checked(text: &str) -> Result<String, String> {
     let numbered = text
         .strip_prefix("cuda:")
         .is_some_and(|index| index.parse::<usize>().is_ok());

@@ -2,6 +2,8 @@
 
 mod commands;
 pub mod data;
+#[cfg(feature = "torch")]
+mod device;
 mod report;
 #[cfg(feature = "torch")]
 pub mod train;

@@ -32,3 +32,22 @@ pub fn profile<T>(work: impl FnOnce() -> T) -> (T, Vec<OpTime>) {
     ops.sort_by_key(|op| std::cmp::Reverse(op.own_ns));
     (result, ops)
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    #[test]
+    fn denormals_count_as_zero_where_they_are_flushed() {
+        let halved = || {
+            let smallest = Tensor::from_slice(&[f32::MIN_POSITIVE]);
+            (smallest * 0.5).double_value(&[0])
+        };
+        let flushed = std::thread::spawn(move || {
+            super::flush_denormals();
+            halved()
+        });
+        assert!(halved() > 0.0);
+        assert_eq!(flushed.join().expect("the thread ends"), 0.0);
+    }
+}

@@ -12,8 +12,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
+use crate::device;
 use crate::report;
-use crate::train::device;
 
 /// Run the model on a batch and write every output to a safetensors file.
 ///
@@ -39,7 +39,7 @@ pub(crate) struct ForwardArgs {
     #[arg(long, value_enum, default_value_t)]
     dtype: RunDtype,
     /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto", value_parser = device::word)]
+    #[arg(long, default_value = "auto", value_parser = device::checked)]
     device: String,
     /// Also write the gradient of `loss` (without the prediction head's) for every parameter that it reaches.
     #[arg(long)]
@@ -112,7 +112,6 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
 
 /// Builds a model on `device`, a word of the flag, and says on stderr what it runs on.
 pub(crate) fn load(bridge: &AutoBridge, dtype: Kind, device: &str) -> anyhow::Result<Qwen3VlModel> {
-    bridge_torch::shim::flush_denormals();
     let options = ModelOptions {
         dtype,
         device: device::resolve(device)?,

@@ -14,8 +14,8 @@ use tch::{Kind, Tensor};
 
 use super::forward::{RunDtype, load};
 use crate::data::{Processor, Sample};
+use crate::device;
 use crate::report;
-use crate::train::device;
 
 /// Answer a prompt, with images if there are any.
 ///
@@ -67,7 +67,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_enum)]
     dtype: Option<RunDtype>,
     /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto", value_parser = device::word)]
+    #[arg(long, default_value = "auto", value_parser = device::checked)]
     device: String,
     /// Print one JSON object instead of streaming.
     #[arg(long)]

@@ -73,6 +73,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         (false, _) => Verbosity::Trace,
     };
     report::init(verbosity, cli.color);
+    // Here, because libtorch's threads take the mode over from the one that starts them.
+    #[cfg(feature = "torch")]
+    bridge_torch::shim::flush_denormals();
     let result = match &cli.command {
         Command::Completions(args) => completions::run(args),
         Command::Data(args) => data::run(args),

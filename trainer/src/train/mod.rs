@@ -8,7 +8,6 @@ mod announce;
 pub mod checkpoint;
 mod collate;
 pub mod config;
-pub(crate) mod device;
 mod evaluate;
 mod non_finite;
 mod order;

@@ -27,9 +27,10 @@ use super::schedule::Schedule;
 use super::signals::Signals;
 use super::source::Source;
 use super::step::LossWeights;
+use super::trainable;
 use super::training_loop::TrainingLoop;
-use super::{device, trainable};
 use crate::data::Processor;
+use crate::device;
 use crate::report::note;
 
 /// What is not part of the configuration.
@@ -67,7 +68,6 @@ pub struct Outcome {
 pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome> {
     let config = &resolved.config;
     let started = Instant::now();
-    bridge_torch::shim::flush_denormals();
     if config.keep_freed_memory {
         bridge_torch::shim::keep_freed_memory();
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::layers::{Origin, Problem, nearest};
 use super::{FREEZE_PARTS, RunConfig};
-use crate::train::device;
+use crate::device;
 
 /// Adds everything that is wrong with `config` to `problems`.
 pub(super) fn check(
@@ -142,7 +142,7 @@ pub(super) fn check(
     words(policy, &["auto", "cuda", "reference"], |message| {
         wrong("kernels.policy", message)
     });
-    if device::word(&config.device).is_err() {
+    if device::checked(&config.device).is_err() {
         let device = std::slice::from_ref(&config.device);
         words(device, &device::WORDS, |message| wrong("device", message));
     }
