@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bridge_core::AutoBridge;
@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::model::{self, Weights};
 use crate::report;
 
 /// The form of `--json`; it changes when a key changes its meaning.
@@ -54,23 +55,12 @@ struct TensorLine {
 }
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    let bridge = if args.path.is_file() {
-        anyhow::ensure!(
-            !args.checksum,
-            "{} is a config file; --checksum needs a directory with weights",
-            args.path.display()
-        );
-        AutoBridge::from_hf_config(HfConfig::from_file(&args.path)?)
-    } else if has_weights(&args.path) {
-        AutoBridge::from_hf_pretrained(&args.path)?
+    let weights = if args.checksum {
+        Weights::NeededFor("--checksum")
     } else {
-        anyhow::ensure!(
-            !args.checksum,
-            "{} holds no weights; --checksum needs them",
-            args.path.display()
-        );
-        AutoBridge::from_hf_config(HfConfig::from_dir(&args.path)?)
+        Weights::IfPresent
     };
+    let bridge = model::open(&args.path, weights)?;
     let registry = bridge.registry()?;
     // Says what is wrong with the tensors before anything is printed: a table of a broken checkpoint would mislead.
     let plan = bridge.plan(&PlanOptions::default())?;
@@ -102,18 +92,6 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn has_weights(dir: &Path) -> bool {
-    // Whatever else is wrong with a directory is for the checks of the bridge to say.
-    !dir.join("config.json").is_file()
-        || fs_err::read_dir(dir).is_ok_and(|entries| {
-            entries.flatten().any(|entry| {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
-            })
-        })
 }
 
 fn table(header: &[&str], right: &[usize]) -> Table {

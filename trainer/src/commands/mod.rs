@@ -12,6 +12,7 @@ mod forward;
 mod generate;
 mod init;
 mod inspect;
+mod model;
 
 use std::ffi::OsString;
 use std::io;
