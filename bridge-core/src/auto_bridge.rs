@@ -9,7 +9,7 @@ use crate::config::{ConfigError, HfConfig};
 use crate::layout::ModelFacts;
 use crate::mapping::{Registry, RegistryError, Stored};
 use crate::models::{self, ExpertNames, Facts, Prefixes};
-use crate::plan::{self, ModelPlan, PlanError, PlanOptions, Stage, TensorProblem};
+use crate::plan::{self, KeyStyle, ModelPlan, PlanError, PlanOptions, Stage, TensorProblem};
 use crate::provider::Provider;
 
 /// Why a bridge could not be made or could not plan.
@@ -136,6 +136,32 @@ impl AutoBridge {
                 Ok(plan)
             })
             .collect()
+    }
+
+    /// Plans every tensor of a `torch_dist` directory out of Hugging Face tensors, under the keys of `keys`.
+    ///
+    /// Inverted, it reads such a directory.
+    ///
+    /// # Errors
+    /// As [`AutoBridge::plan`].
+    pub fn plan_stored(
+        &self,
+        options: &PlanOptions,
+        keys: KeyStyle<'_>,
+    ) -> Result<ModelPlan, BridgeError> {
+        let (full, registry) = self.tables(options)?;
+        let dtype_of = |name: &str| self.hf_info(&full, name).dtype;
+        let mut plan = plan::build_stored(&registry, &dtype_of, options, keys)?;
+        plan.left_out = left_out(&full, &registry);
+        Ok(plan)
+    }
+
+    /// Keys of the objects that stand beside the tensors of [`AutoBridge::plan_stored`]; see [`plan::extra_states`].
+    ///
+    /// # Errors
+    /// As [`AutoBridge::plan`].
+    pub fn extra_states(&self, options: &PlanOptions) -> Result<Vec<String>, BridgeError> {
+        Ok(plan::extra_states(&self.tables(options)?.1))
     }
 
     /// What a [`crate::layout::ParallelLayout`] needs to know about this model, without padding of the vocabulary.

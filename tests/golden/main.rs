@@ -24,6 +24,7 @@ mod ops;
 mod optimizer;
 #[cfg(feature = "torch")]
 mod packing;
+mod stored;
 mod tokenizer;
 mod torch_dist;
 #[cfg(feature = "torch")]

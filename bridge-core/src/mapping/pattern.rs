@@ -40,6 +40,25 @@ impl Pattern {
         &self.0
     }
 
+    /// Whether it has a place for the layer.
+    #[must_use]
+    pub fn has_layer(&self) -> bool {
+        self.0.contains(LAYER)
+    }
+
+    /// This pattern without its place for the layer and the dot behind it: the key of layers that are stacked.
+    #[must_use]
+    pub(crate) fn without_layer(&self) -> Self {
+        Self(self.0.replace("{layer}.", ""))
+    }
+
+    /// The pattern of the module that a parameter belongs to: all before the last dot.
+    #[must_use]
+    pub(crate) fn module(&self) -> Self {
+        let end = self.0.rfind('.').unwrap_or(0);
+        Self(self.0[..end].to_owned())
+    }
+
     /// Whether it has a place for the expert.
     #[must_use]
     pub fn has_expert(&self) -> bool {

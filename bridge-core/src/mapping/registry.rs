@@ -1,5 +1,7 @@
 //! All rows of one model, expanded.
 
+use std::sync::Arc;
+
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
@@ -33,13 +35,18 @@ pub struct Parameter {
     /// The Megatron name, with global numbers.
     pub megatron_name: String,
     /// The pattern of that name.
-    pub pattern: Pattern,
+    pub pattern: Arc<Pattern>,
+    /// Patterns of its key in a `torch_dist` directory: the one that Megatron-Core writes, then those that other
+    /// versions and settings of it write.
+    pub keys: Arc<[Pattern]>,
     /// The full shape.
     pub shape: Vec<usize>,
     /// Names and shapes of its Hugging Face tensors, in the rule's order.
     pub sources: Vec<(String, Vec<usize>)>,
     /// The layer, where it is in one.
     pub layer: Option<usize>,
+    /// Its place among the layers of its section, and how many those are; (0, 1) outside layers.
+    pub layer_place: (usize, usize),
     /// The expert, where it is one's.
     pub expert: Option<usize>,
     /// How many experts the layer has; 0 where it is no expert's.
@@ -49,7 +56,7 @@ pub struct Parameter {
     /// The name of the output layer that is tied to it.
     pub tied_output: Option<String>,
     /// The row it comes from.
-    pub row: Row,
+    pub row: Arc<Row>,
 }
 
 /// One Hugging Face tensor of the model.
@@ -87,87 +94,74 @@ impl Registry {
             hf: IndexMap::new(),
         };
         for section in &sections {
+            let rows: Vec<Prefixed> = section
+                .rows
+                .iter()
+                .map(|row| Prefixed::new(section, row))
+                .collect();
             match &section.layers {
                 Some(layers) => {
-                    for layer in layers {
-                        registry.expand(section, Some(*layer))?;
+                    for (index, layer) in layers.iter().enumerate() {
+                        registry.expand(&rows, Some(*layer), (index, layers.len()))?;
                     }
                 }
-                None => registry.expand(section, None)?,
+                None => registry.expand(&rows, None, (0, 1))?,
             }
         }
         registry.sections = sections;
         Ok(registry)
     }
 
-    fn expand(&mut self, section: &Section, layer: Option<usize>) -> Result<(), RegistryError> {
-        for row in &section.rows {
-            if row.megatron.has_expert() {
-                for expert in 0..section.num_experts {
-                    self.add(section, row, layer, Some(expert))?;
-                }
+    fn expand(
+        &mut self,
+        rows: &[Prefixed<'_>],
+        layer: Option<usize>,
+        layer_place: (usize, usize),
+    ) -> Result<(), RegistryError> {
+        for row in rows {
+            let experts = if row.row.megatron.has_expert() {
+                (0..row.section.num_experts).map(Some).collect()
             } else {
-                self.add(section, row, layer, None)?;
+                vec![None]
+            };
+            for expert in experts {
+                self.add(row.parameter(layer, layer_place, expert))?;
             }
         }
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        section: &Section,
-        row: &Row,
-        layer: Option<usize>,
-        expert: Option<usize>,
-    ) -> Result<(), RegistryError> {
-        let part = row.part.unwrap_or(section.part);
-        let pattern = row.megatron.behind(&section.megatron_prefix);
-        let megatron_name = pattern.name(layer, expert);
-        let mut sources = Vec::with_capacity(row.hf.len());
-        for hf in &row.hf {
-            let name = hf.pattern.behind(&section.hf_prefix).name(layer, expert);
+    fn add(&mut self, parameter: Parameter) -> Result<(), RegistryError> {
+        let row = &parameter.row;
+        for (name, shape) in &parameter.sources {
             match self.hf.entry(name.clone()) {
                 Entry::Vacant(entry) => {
                     entry.insert(HfParameter {
-                        shape: hf.shape.clone(),
+                        shape: shape.clone(),
                         init: row.init,
                         stored: row.stored,
-                        part,
-                        megatron_name: megatron_name.clone(),
+                        part: parameter.part,
+                        megatron_name: parameter.megatron_name.clone(),
                     });
                 }
                 // All experts read the packed tensor; each its own slice of it.
-                Entry::Occupied(_) if row.rule.is_packed() && expert > Some(0) => {}
+                Entry::Occupied(_) if row.rule.is_packed() && parameter.expert > Some(0) => {}
                 Entry::Occupied(entry) => {
                     return Err(RegistryError::DuplicateHf {
-                        hf_name: name,
+                        hf_name: name.clone(),
                         first: entry.get().megatron_name.clone(),
-                        second: megatron_name,
+                        second: parameter.megatron_name.clone(),
                     });
                 }
             }
-            sources.push((name, hf.shape.clone()));
         }
-        let shapes: Vec<Vec<usize>> = row.hf.iter().map(|hf| hf.shape.clone()).collect();
-        let parameter = Parameter {
-            megatron_name: megatron_name.clone(),
-            pattern,
-            shape: row.rule.target_shape(&shapes),
-            sources,
-            layer,
-            expert,
-            num_experts: expert.map_or(0, |_| section.num_experts),
-            part,
-            tied_output: row
-                .tied_output
-                .as_ref()
-                .map(|tied| tied.behind(&section.megatron_prefix).name(layer, expert)),
-            row: row.clone(),
-        };
-        match self.parameters.insert(megatron_name.clone(), parameter) {
-            None => Ok(()),
-            Some(_) => Err(RegistryError::DuplicateMegatron {
-                name: megatron_name,
+        match self.parameters.entry(parameter.megatron_name.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(parameter);
+                Ok(())
+            }
+            Entry::Occupied(entry) => Err(RegistryError::DuplicateMegatron {
+                name: entry.key().clone(),
             }),
         }
     }
@@ -220,4 +214,80 @@ impl Registry {
             .min()
             .map(|(_, known)| known)
     }
+}
+
+/// A row with the names of its section, shared by all parameters that it stands for.
+struct Prefixed<'a> {
+    section: &'a Section,
+    row: Arc<Row>,
+    pattern: Arc<Pattern>,
+    keys: Arc<[Pattern]>,
+    hf: Vec<Pattern>,
+    tied_output: Option<Pattern>,
+    shape: Vec<usize>,
+}
+
+impl<'a> Prefixed<'a> {
+    fn new(section: &'a Section, row: &Row) -> Self {
+        let megatron = section.megatron_prefix.as_str();
+        let shapes: Vec<Vec<usize>> = row.hf.iter().map(|hf| hf.shape.clone()).collect();
+        Self {
+            section,
+            pattern: Arc::new(row.megatron.behind(megatron)),
+            keys: keys(section, row).into(),
+            hf: row
+                .hf
+                .iter()
+                .map(|hf| hf.pattern.behind(&section.hf_prefix))
+                .collect(),
+            tied_output: row.tied_output.as_ref().map(|tied| tied.behind(megatron)),
+            shape: row.rule.target_shape(&shapes),
+            row: Arc::new(row.clone()),
+        }
+    }
+
+    fn parameter(
+        &self,
+        layer: Option<usize>,
+        layer_place: (usize, usize),
+        expert: Option<usize>,
+    ) -> Parameter {
+        let sources = self.hf.iter().zip(&self.row.hf);
+        Parameter {
+            megatron_name: self.pattern.name(layer, expert),
+            pattern: Arc::clone(&self.pattern),
+            keys: Arc::clone(&self.keys),
+            shape: self.shape.clone(),
+            sources: sources
+                .map(|(pattern, hf)| (pattern.name(layer, expert), hf.shape.clone()))
+                .collect(),
+            layer,
+            layer_place,
+            expert,
+            num_experts: expert.map_or(0, |_| self.section.num_experts),
+            part: self.row.part.unwrap_or(self.section.part),
+            tied_output: self
+                .tied_output
+                .as_ref()
+                .map(|tied| tied.name(layer, expert)),
+            row: Arc::clone(&self.row),
+        }
+    }
+}
+
+/// Under the prefix of stored keys and under Megatron's own, each with its layers numbered and stacked.
+fn keys(section: &Section, row: &Row) -> Vec<Pattern> {
+    let key = row.key.as_ref().unwrap_or(&row.megatron);
+    let prefixes = [section.key_prefix.as_ref(), Some(&section.megatron_prefix)];
+    let mut keys: Vec<Pattern> = Vec::new();
+    for prefix in prefixes.into_iter().flatten() {
+        let numbered = key.behind(prefix);
+        let stacked = numbered.without_layer();
+        for key in [numbered, stacked] {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+    }
+    keys
 }

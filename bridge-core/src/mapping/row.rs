@@ -145,6 +145,11 @@ pub struct Row {
     /// The Megatron name of the output layer that has the same bytes, where the two are tied. It exists only on a
     /// pipeline whose last stage is not the first.
     pub tied_output: Option<Pattern>,
+    /// Its key in a `torch_dist` directory, where that is not the Megatron name. A key without a place that the name
+    /// has (`{layer}`, `{expert}`) stands for all of them, stacked along an axis in front.
+    pub key: Option<Pattern>,
+    /// Whether its module (a linear layer or a norm of Transformer Engine) may have a state beside its parameters.
+    pub extra_state: bool,
 }
 
 /// A row that is filled with normal noise and changed by no arithmetic.
@@ -165,6 +170,8 @@ pub fn row(megatron: &str, rule: Rule, hf: impl Into<Vec<HfTensor>>) -> Row {
         part: None,
         place: Place::WithLayer,
         tied_output: None,
+        key: None,
+        extra_state: true,
     }
 }
 
@@ -217,6 +224,24 @@ impl Row {
         }
     }
 
+    /// Sets the key in a `torch_dist` directory.
+    #[must_use]
+    pub fn key(self, key: &str) -> Self {
+        Self {
+            key: Some(Pattern::new(key)),
+            ..self
+        }
+    }
+
+    /// Says that its module has no state beside its parameters: an embedding, a router, a plain parameter.
+    #[must_use]
+    pub fn stateless(self) -> Self {
+        Self {
+            extra_state: false,
+            ..self
+        }
+    }
+
     /// The ranks over which it is cut.
     #[must_use]
     pub fn group(&self) -> Group {
@@ -239,6 +264,8 @@ pub struct Section {
     pub megatron_prefix: String,
     /// Stands before Hugging Face names (not before those that begin with `/`).
     pub hf_prefix: String,
+    /// Stands before keys of a `torch_dist` directory, where that is not the Megatron prefix.
+    pub key_prefix: Option<String>,
     /// The layers; `None` for parameters outside layers.
     pub layers: Option<Vec<usize>>,
     /// How many experts a row with `{expert}` stands for.
@@ -260,6 +287,7 @@ pub fn section(
         part,
         megatron_prefix: prefixes.0.to_owned(),
         hf_prefix: prefixes.1.to_owned(),
+        key_prefix: None,
         layers: None,
         num_experts: 0,
         rows: rows.into(),
@@ -272,6 +300,15 @@ impl Section {
     pub fn on(self, layers: impl IntoIterator<Item = usize>) -> Self {
         Self {
             layers: Some(layers.into_iter().collect()),
+            ..self
+        }
+    }
+
+    /// Sets the prefix of keys in a `torch_dist` directory.
+    #[must_use]
+    pub fn key_prefix(self, prefix: &str) -> Self {
+        Self {
+            key_prefix: Some(prefix.to_owned()),
             ..self
         }
     }

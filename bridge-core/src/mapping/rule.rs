@@ -179,6 +179,17 @@ impl Rule {
         }
     }
 
+    /// The words that Megatron-Core appends to the key of a tensor whose sections it stores one by one, in the order of
+    /// [`Rule::sections`]; empty where it stores the tensor in one.
+    #[must_use]
+    pub fn section_words(self) -> &'static [&'static str] {
+        match self {
+            Self::GdnInProj { .. } => &["query", "key", "value", "z", "beta", "alpha"],
+            Self::GdnConv { .. } => &["query", "key", "value"],
+            _ => &[],
+        }
+    }
+
     /// The blocks of the full Megatron tensor in the order of its rows.
     ///
     /// `source_rows` are the rows of each source (of one expert, for a packed one); `expert` picks the slice of a

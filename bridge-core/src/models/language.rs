@@ -29,7 +29,8 @@ pub(super) fn sections(
         Rule::Vocabulary,
         [tensor("embed_tokens.weight", [vocab, hidden])],
     )
-    .at(Place::Embedding);
+    .at(Place::Embedding)
+    .stateless();
     let output_layer = "output_layer.weight";
     if config.tie_word_embeddings {
         embedding = embedding.tied_output(output_layer);
@@ -38,7 +39,8 @@ pub(super) fn sections(
     let mut once = vec![embedding, final_layernorm.at(Place::FinalLayernorm)];
     if !config.tie_word_embeddings {
         let head = tensor("/lm_head.weight", [vocab, hidden]);
-        once.push(row(output_layer, Rule::Vocabulary, [head]).at(Place::OutputLayer));
+        let head = row(output_layer, Rule::Vocabulary, [head]);
+        once.push(head.at(Place::OutputLayer).stateless());
     }
     vec![
         section("embedding and output", Part::Language, (megatron, hf), once),
@@ -134,20 +136,23 @@ fn gdn_rows(text: &TextConfig) -> Vec<Row> {
                 "linear_attn.conv1d.weight",
                 [channels, 1, text.linear_conv_kernel_dim],
             )],
-        ),
+        )
+        .stateless(),
         row(
             "self_attention.A_log",
             Rule::Column,
             [tensor("linear_attn.A_log", [heads])],
         )
         .init(Init::ALog)
-        .float32(),
+        .float32()
+        .stateless(),
         row(
             "self_attention.dt_bias",
             Rule::Column,
             [tensor("linear_attn.dt_bias", [heads])],
         )
-        .init(Init::Ones),
+        .init(Init::Ones)
+        .stateless(),
         row(
             "self_attention.out_norm.weight",
             Rule::Replicated,
@@ -226,7 +231,8 @@ fn moe_rows(hidden: usize, moe: &MoeConfig) -> Vec<Row> {
             "mlp.router.weight",
             Rule::Replicated,
             [tensor("mlp.gate.weight", [moe.num_experts, hidden])],
-        ),
+        )
+        .stateless(),
         row(
             "mlp.shared_experts.linear_fc1.weight",
             Rule::Gated,
@@ -247,7 +253,8 @@ fn moe_rows(hidden: usize, moe: &MoeConfig) -> Vec<Row> {
             "mlp.shared_experts.gate_weight",
             Rule::Replicated,
             [tensor("mlp.shared_expert_gate.weight", [1, hidden])],
-        ),
+        )
+        .stateless(),
     ]
 }
 
@@ -268,7 +275,7 @@ fn expert_rows(
             "mlp.experts.local_experts.{expert}.linear_fc2.weight",
         ),
     };
-    match layout {
+    let rows = match layout {
         ExpertLayout::Packed => vec![
             row(
                 fc1,
@@ -302,5 +309,14 @@ fn expert_rows(
                 )],
             ),
         ],
-    }
+    };
+    // Stored in one tensor of all experts. The word stands twice.
+    let keys = [
+        "mlp.experts.experts.linear_fc1.weight",
+        "mlp.experts.experts.linear_fc2.weight",
+    ];
+    rows.into_iter()
+        .zip(keys)
+        .map(|(row, key)| row.key(key))
+        .collect()
 }

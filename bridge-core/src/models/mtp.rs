@@ -14,6 +14,8 @@ pub(super) fn sections(text: &TextConfig, megatron: &str, facts: &Facts) -> Vec<
     let head_megatron = format!("{megatron}mtp.layers.0.");
     let layer_megatron = format!("{megatron}mtp.layers.{{layer}}.mtp_model_layer.");
     let prefixes = (layer_megatron.as_str(), "mtp.layers.{layer}.");
+    // Megatron-Core keeps the older word in files, so that older checkpoints load.
+    let layer_key = format!("{megatron}mtp.layers.{{layer}}.transformer_layer.");
     vec![
         section(
             "MTP head",
@@ -30,7 +32,9 @@ pub(super) fn sections(text: &TextConfig, megatron: &str, facts: &Facts) -> Vec<
                 norm("final_layernorm.weight", "norm.weight", hidden),
             ],
         ),
-        section("MTP attention", Part::Mtp, prefixes, attention_rows(text)).on([0]),
+        section("MTP attention", Part::Mtp, prefixes, attention_rows(text))
+            .key_prefix(&layer_key)
+            .on([0]),
         mlp_section(
             Part::Mtp,
             prefixes,
@@ -38,6 +42,7 @@ pub(super) fn sections(text: &TextConfig, megatron: &str, facts: &Facts) -> Vec<
             facts.mtp_experts,
             facts.expert_names,
         )
+        .key_prefix(&layer_key)
         .on([0]),
     ]
 }

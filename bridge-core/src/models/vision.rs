@@ -60,13 +60,15 @@ pub(super) fn sections(vision: &VisionConfig, megatron: &str, hf: &str) -> Vec<S
                     "patch_embed.proj.weight",
                     Rule::Replicated,
                     [tensor("patch_embed.proj.weight", patch)],
-                ),
+                )
+                .stateless(),
                 row(
                     "patch_embed.proj.bias",
                     Rule::Replicated,
                     [tensor("patch_embed.proj.bias", [hidden])],
                 )
-                .init(Init::Zeros),
+                .init(Init::Zeros)
+                .stateless(),
                 row(
                     "pos_embed.weight",
                     Rule::Replicated,
@@ -74,7 +76,8 @@ pub(super) fn sections(vision: &VisionConfig, megatron: &str, hf: &str) -> Vec<S
                         "pos_embed.weight",
                         [vision.num_position_embeddings, hidden],
                     )],
-                ),
+                )
+                .stateless(),
             ],
         ),
         section(
@@ -83,6 +86,8 @@ pub(super) fn sections(vision: &VisionConfig, megatron: &str, hf: &str) -> Vec<S
             (&block_megatron, &block_hf),
             block_rows(vision),
         )
+        // The tower's layers are alike, so Megatron-Core stacks them.
+        .key_prefix(&format!("{megatron}decoder.layers."))
         .on(0..vision.depth),
         section(
             "merger",

@@ -80,7 +80,7 @@ pub struct PlanOptions {
 }
 
 impl PlanOptions {
-    fn dtype_of(&self, name: &str, own: Dtype) -> Dtype {
+    pub(super) fn dtype_of(&self, name: &str, own: Dtype) -> Dtype {
         self.overrides
             .iter()
             .find(|(suffix, _)| name.ends_with(suffix.as_str()))

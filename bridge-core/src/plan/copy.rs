@@ -49,6 +49,30 @@ impl Copy {
         }
     }
 
+    /// What it writes into `elements` of the target, counted from their start.
+    pub(super) fn within(&self, elements: &Range<usize>) -> Vec<Self> {
+        let rows = self.rows_within(elements);
+        let last = self.target_start + self.rows.saturating_sub(1) * self.target_stride;
+        if rows == (0..self.rows)
+            && self.target_start >= elements.start
+            && last + self.row_elements <= elements.end
+        {
+            let target_start = self.target_start - elements.start;
+            return vec![Self {
+                target_start,
+                ..*self
+            }];
+        }
+        rows.map(|row| {
+            let start = self.target_start + row * self.target_stride;
+            let from = elements.start.max(start);
+            let to = elements.end.min(start + self.row_elements);
+            let source_start = self.source_start + row * self.source_stride + from - start;
+            Self::run(self.source, source_start, from - elements.start, to - from)
+        })
+        .collect()
+    }
+
     /// The runs in the source, joined when they touch.
     pub fn source_runs(&self) -> impl Iterator<Item = Range<usize>> {
         runs(
