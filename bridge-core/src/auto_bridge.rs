@@ -6,11 +6,12 @@ use crate::Dtype;
 use crate::checkpoint::hf::HfCheckpoint;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
 use crate::config::{ConfigError, HfConfig};
-use crate::layout::ModelFacts;
+use crate::layout::{LayoutError, LayoutSpec, ModelFacts, ParallelLayout};
 use crate::mapping::{Registry, RegistryError, Stored};
 use crate::models::{self, ExpertNames, Facts, Prefixes};
 use crate::plan::{self, KeyStyle, ModelPlan, PlanError, PlanOptions, Stage, TensorProblem};
 use crate::provider::Provider;
+use crate::stage_planner::StagePlanner;
 
 /// Why a bridge could not be made or could not plan.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub enum BridgeError {
     /// The checkpoint does not fit its config, or the plan's options do not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The layout does not fit the model.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
 }
 
 /// A Hugging Face model (its config and, where there are any, its weights) and the table that maps it.
@@ -126,16 +130,17 @@ impl AutoBridge {
         options: &PlanOptions,
         stages: &[Stage<'_>],
     ) -> Result<Vec<ModelPlan>, BridgeError> {
+        let planner = self.planner(options)?;
+        stages.iter().map(|stage| planner.plan(stage)).collect()
+    }
+
+    /// Compares the files with the table once, for plans of many stages.
+    ///
+    /// # Errors
+    /// As [`AutoBridge::plan`].
+    pub fn planner(&self, options: &PlanOptions) -> Result<StagePlanner<'_>, BridgeError> {
         let (full, registry) = self.tables(options)?;
-        let dtype_of = |name: &str| self.hf_info(&full, name).dtype;
-        stages
-            .iter()
-            .map(|stage| {
-                let mut plan = plan::build_stage(&registry, &dtype_of, options, stage)?;
-                plan.left_out = left_out(&full, &registry);
-                Ok(plan)
-            })
-            .collect()
+        Ok(StagePlanner::new(self, full, registry, options.clone()))
     }
 
     /// Plans every tensor of a `torch_dist` directory out of Hugging Face tensors, under the keys of `keys`.
@@ -174,6 +179,26 @@ impl AutoBridge {
         facts
     }
 
+    /// Makes the layout and the plan's options that `spec` asks for.
+    ///
+    /// # Errors
+    /// [`LayoutError`] with everything that does not fit the model, by parameter and numbers.
+    pub fn lay_out(&self, spec: &LayoutSpec) -> Result<(PlanOptions, ParallelLayout), LayoutError> {
+        let mut options = PlanOptions {
+            dtype: spec.dtype,
+            sequential_experts: spec.sequential_experts,
+            without_mtp: spec.without_mtp,
+            ..PlanOptions::default()
+        };
+        let facts = ModelFacts {
+            make_vocab_size_divisible_by: spec.make_vocab_size_divisible_by,
+            ..self.layout_facts(&options)
+        };
+        let layout = ParallelLayout::new(&spec.sizes, &spec.pipeline, &facts)?;
+        options.padded_vocab_size = Some(layout.padded_vocab_size());
+        Ok((options, layout))
+    }
+
     /// The whole table, which the files were compared with, and the part of it that `options` choose.
     fn tables(&self, options: &PlanOptions) -> Result<(Registry, Registry), BridgeError> {
         let full = self.registry()?;
@@ -201,7 +226,7 @@ impl AutoBridge {
     }
 
     /// Dtype and shape of a Hugging Face tensor: the checkpoint's, or those of a new one.
-    fn hf_info(&self, registry: &Registry, name: &str) -> TensorInfo {
+    pub(crate) fn hf_info(&self, registry: &Registry, name: &str) -> TensorInfo {
         if let Some(info) = self.checkpoint.as_ref().and_then(|files| files.info(name)) {
             return info;
         }
@@ -297,7 +322,7 @@ impl AutoBridge {
 }
 
 /// Hugging Face tensors of the whole table that the chosen one has not.
-fn left_out(full: &Registry, chosen: &Registry) -> Vec<String> {
+pub(crate) fn left_out(full: &Registry, chosen: &Registry) -> Vec<String> {
     full.hf_parameters()
         .map(|(name, _)| name)
         .filter(|name| chosen.hf_parameter(name).is_none())

@@ -18,6 +18,8 @@ pub mod mapping;
 pub mod models;
 pub mod plan;
 pub mod provider;
+mod stage_planner;
 
 pub use auto_bridge::{AutoBridge, BridgeError};
 pub use dtype::{Dtype, UnknownDtype};
+pub use stage_planner::StagePlanner;

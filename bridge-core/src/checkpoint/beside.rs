@@ -104,7 +104,7 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
         .map_err(io("sync", dir))
 }
 
-fn parent_of(target: &Path) -> &Path {
+pub(super) fn parent_of(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -69,6 +69,12 @@ pub enum CheckpointError {
         /// The destination.
         dir: PathBuf,
     },
+    /// The destination of a file is there already.
+    #[error("{} exists; choose another file or pass --overwrite", path.display())]
+    FileExists {
+        /// The destination.
+        path: PathBuf,
+    },
     /// A tensor was not written in full.
     #[error("`{name}` was written to {written} of its {num_bytes} bytes; {} was not created", dir.display())]
     Unfinished {
@@ -232,6 +238,11 @@ pub enum FileProblem {
         /// The shard.
         file: String,
     },
+    /// A safetensors file without the description of a rank.
+    #[error(
+        "its metadata does not say which rank it belongs to; is it a file that `trainer convert shard` wrote?"
+    )]
+    NotAShard,
     /// Two tensors have the same name once prefixes are read as the published ones.
     #[error("`{name}` would stand for two tensors")]
     SameName {

@@ -6,6 +6,7 @@ mod beside;
 mod error;
 pub mod hf;
 mod memory;
+pub mod shard;
 pub mod torch_dist;
 
 pub use beside::Overwrite;

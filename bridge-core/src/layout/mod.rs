@@ -14,6 +14,7 @@ mod model_facts;
 mod parallel_layout;
 mod pipeline_layout;
 mod sizes;
+mod spec;
 mod split;
 mod vocabulary;
 
@@ -24,5 +25,6 @@ pub use model_facts::{Axis, CutSize, ModelFacts};
 pub use parallel_layout::ParallelLayout;
 pub use pipeline_layout::{LayerWord, PipelineLayout, PipelineLayoutError};
 pub use sizes::{ParallelSizes, World};
+pub use spec::LayoutSpec;
 pub use split::PipelineOptions;
 pub use vocabulary::{default_vocab_divisor, padded_vocab_size};

@@ -174,39 +174,21 @@ pub(super) fn build_tensor(
     let row_elements: usize = sources[0].shape[skip + 1..].iter().product();
     let blocks = rule.blocks(&source_rows, parameter.expert);
 
-    let mut shape = parameter.shape.clone();
-    let vocabulary = shape[0];
-    if let (Rule::Vocabulary, Some(padded)) = (rule, options.padded_vocab_size) {
-        if padded < vocabulary {
-            return Err(PlanError::Padding {
-                name: name.clone(),
-                rows: vocabulary,
-                padded,
-            });
-        }
-        shape[0] = padded;
-    }
+    let padded = padded_shape(parameter, options)?;
     let (rank, size) = options.cut.of(parameter.row.group());
-    // Biases of row-parallel layers are replicated.
-    let split = match rule.split() {
-        Split::Row if shape.len() == 1 => Split::Replicated,
-        split => split,
-    };
+    let split = split_of(parameter);
     let copies = match split {
         Split::Replicated => whole(&blocks, row_elements),
         Split::Column => {
-            let sections = rule.sections(shape[0]);
-            let kept = cut_sections(name, &sections, rank, size)?;
-            shape[0] = kept.iter().map(|(rows, _)| rows.len()).sum();
+            let kept = cut_sections(name, &rule.sections(padded[0]), rank, size)?;
             column(&blocks, row_elements, &kept)
         }
         Split::Row => {
             let columns = cut(name, "columns", row_elements, rank, size)?;
-            let last = shape.len() - 1;
-            shape[last] /= size;
             row(&blocks, row_elements, &columns)
         }
     };
+    let shape = local_shape(parameter, options)?;
     let padded_rows = shape[0];
     let filled = copies
         .iter()
@@ -230,6 +212,53 @@ pub(super) fn build_tensor(
         fill,
         transforms: parameter.row.transform.into_iter().collect(),
     })
+}
+
+/// The full shape, with the rows that pad a vocabulary.
+fn padded_shape(parameter: &Parameter, options: &PlanOptions) -> Result<Vec<usize>, PlanError> {
+    let mut shape = parameter.shape.clone();
+    if let (Rule::Vocabulary, Some(padded)) = (parameter.row.rule, options.padded_vocab_size) {
+        if padded < shape[0] {
+            return Err(PlanError::Padding {
+                name: parameter.megatron_name.clone(),
+                rows: shape[0],
+                padded,
+            });
+        }
+        shape[0] = padded;
+    }
+    Ok(shape)
+}
+
+/// Biases of row-parallel layers are replicated.
+fn split_of(parameter: &Parameter) -> Split {
+    match parameter.row.rule.split() {
+        Split::Row if parameter.shape.len() == 1 => Split::Replicated,
+        split => split,
+    }
+}
+
+/// The shape of a rank's part, padding included.
+pub(super) fn local_shape(
+    parameter: &Parameter,
+    options: &PlanOptions,
+) -> Result<Vec<usize>, PlanError> {
+    let name = &parameter.megatron_name;
+    let mut shape = padded_shape(parameter, options)?;
+    let (rank, size) = options.cut.of(parameter.row.group());
+    match split_of(parameter) {
+        Split::Replicated => {}
+        Split::Column => {
+            let sections = parameter.row.rule.sections(shape[0]);
+            let kept = cut_sections(name, &sections, rank, size)?;
+            shape[0] = kept.iter().map(|(rows, _)| rows.len()).sum();
+        }
+        Split::Row => {
+            let last = shape.len() - 1;
+            shape[last] = cut(name, "columns", shape[last], rank, size)?.len();
+        }
+    }
+    Ok(shape)
 }
 
 /// Part `rank` of `len` things cut into `size` equal parts.

@@ -1,6 +1,7 @@
 //! What one stage of one rank holds, under its local names; and all stages put together again.
 
-use super::build::{Cut, PlanOptions, build_tensor, local_name};
+use super::build::{Cut, PlanOptions, build_tensor, local_name, local_shape};
+use super::coverage::checked_numel;
 use super::error::PlanError;
 use super::model_plan::{ModelPlan, Role};
 use crate::Dtype;
@@ -77,6 +78,46 @@ impl<'a> Stage<'a> {
         held.then_some(parameter.layer)
     }
 
+    /// `options` with what the layout decides.
+    fn options(&self, options: &PlanOptions) -> PlanOptions {
+        PlanOptions {
+            cut: self.cut(),
+            padded_vocab_size: Some(self.layout.padded_vocab_size()),
+            ..options.clone()
+        }
+    }
+
+    /// Calls `visit` with each parameter that the stage holds, its local name and the role that the stage gives it.
+    fn walk(
+        &self,
+        registry: &Registry,
+        mut visit: impl FnMut(&Parameter, String, Role) -> Result<(), PlanError>,
+    ) -> Result<(), PlanError> {
+        check_model(registry, self.layout)?;
+        let cut = self.cut();
+        for parameter in registry.parameters() {
+            if let Some(layer) = self.holds(parameter)
+                && let Some(name) = local_name(parameter, layer, &cut)?
+            {
+                let copy_of_embedding =
+                    parameter.row.place == Place::Embedding && !self.chunk.pre_process;
+                let role = if copy_of_embedding || self.repeats(parameter.row.group()) {
+                    Role::ReplicaOf(name.clone())
+                } else {
+                    Role::Primary
+                };
+                visit(parameter, name, role)?;
+            }
+            if let Some(name) = parameter.tied_output.clone()
+                && self.chunk.output_layer
+            {
+                let role = Role::ReplicaOf(parameter.megatron_name.clone());
+                visit(parameter, name, role)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether another rank of the same pipeline stage has the same bytes and comes first.
     fn repeats(&self, group: Group) -> bool {
         match group {
@@ -99,35 +140,61 @@ pub fn build_stage(
     options: &PlanOptions,
     stage: &Stage<'_>,
 ) -> Result<ModelPlan, PlanError> {
-    check_model(registry, stage.layout)?;
-    let options = PlanOptions {
-        cut: stage.cut(),
-        padded_vocab_size: Some(stage.layout.padded_vocab_size()),
-        ..options.clone()
-    };
+    let options = stage.options(options);
     let mut plan = ModelPlan::default();
-    for parameter in registry.parameters() {
-        if let Some(layer) = stage.holds(parameter)
-            && let Some(name) = local_name(parameter, layer, &options.cut)?
-        {
-            let mut tensor = build_tensor(parameter, name, dtype_of, &options)?;
-            let copy_of_embedding =
-                parameter.row.place == Place::Embedding && !stage.chunk.pre_process;
-            if copy_of_embedding || stage.repeats(parameter.row.group()) {
-                tensor.role = Role::ReplicaOf(tensor.name.clone());
-            }
-            plan.tensors.push(tensor);
+    stage.walk(registry, |parameter, name, role| {
+        let mut tensor = build_tensor(parameter, name, dtype_of, &options)?;
+        if role != Role::Primary {
+            tensor.role = role;
         }
-        if let Some(name) = parameter.tied_output.clone()
-            && stage.chunk.output_layer
-        {
-            let mut tensor = build_tensor(parameter, name, dtype_of, &options)?;
-            tensor.role = Role::ReplicaOf(parameter.megatron_name.clone());
-            plan.tensors.push(tensor);
-        }
-    }
+        plan.tensors.push(tensor);
+        Ok(())
+    })?;
     plan.validate()?;
     Ok(plan)
+}
+
+/// One tensor that a stage holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Its local name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// The shape of the rank's part.
+    pub shape: Vec<usize>,
+    /// The ranks over which it is cut.
+    pub group: Group,
+}
+
+/// What [`build_stage`] plans, without the copies: counting the tensors of a large model needs no more.
+///
+/// # Errors
+/// As [`build_stage`].
+pub fn held(
+    registry: &Registry,
+    dtype_of: &dyn Fn(&str) -> Dtype,
+    options: &PlanOptions,
+    stage: &Stage<'_>,
+) -> Result<Vec<Held>, PlanError> {
+    let options = stage.options(options);
+    let mut list = Vec::new();
+    stage.walk(registry, |parameter, name, _| {
+        let own = parameter.sources.iter().map(|(name, _)| dtype_of(name));
+        let own = own
+            .reduce(Dtype::widest)
+            .expect("every rule has at least one source");
+        let shape = local_shape(parameter, &options)?;
+        checked_numel(&name, &shape)?;
+        list.push(Held {
+            dtype: options.dtype_of(&name, own),
+            name,
+            shape,
+            group: parameter.row.group(),
+        });
+        Ok(())
+    })?;
+    Ok(list)
 }
 
 /// Makes one plan of Hugging Face tensors out of the plans of all stages of all ranks.

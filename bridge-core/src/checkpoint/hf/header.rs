@@ -16,22 +16,22 @@ const LENGTH_BYTES: u64 = 8;
 
 /// One tensor of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) info: TensorInfo,
+pub(in crate::checkpoint) struct Entry {
+    pub(in crate::checkpoint) name: String,
+    pub(in crate::checkpoint) info: TensorInfo,
     /// First byte in the file.
-    pub(super) file_offset: u64,
+    pub(in crate::checkpoint) file_offset: u64,
 }
 
 /// A checked header; entries in the order of their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) entries: Vec<Entry>,
-    pub(super) metadata: Map<String, Value>,
+pub(in crate::checkpoint) struct Header {
+    pub(in crate::checkpoint) entries: Vec<Entry>,
+    pub(in crate::checkpoint) metadata: Map<String, Value>,
 }
 
 /// Reads and checks the header of an open file.
-pub(super) fn read(file: &File, path: &Path) -> Result<Header, CheckpointError> {
+pub(in crate::checkpoint) fn read(file: &File, path: &Path) -> Result<Header, CheckpointError> {
     let io = |source| CheckpointError::Io {
         action: "read",
         path: path.to_owned(),
@@ -208,7 +208,7 @@ fn entry(name: &str, value: &Value) -> Result<(TensorInfo, u64, u64), FileProble
 }
 
 /// A header for `entries`, written as the safetensors library writes it: padded with spaces to 8 bytes.
-pub(super) fn write<'a>(
+pub(in crate::checkpoint) fn write<'a>(
     entries: impl IntoIterator<Item = (&'a str, &'a TensorInfo)>,
     metadata: &Map<String, Value>,
 ) -> Vec<u8> {

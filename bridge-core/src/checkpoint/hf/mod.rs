@@ -3,7 +3,7 @@
 //! Everything in a header or an index is untrusted: every sum and product is checked, no allocation is larger than the
 //! file, and shard names stay in the directory.
 
-mod header;
+pub(in crate::checkpoint) mod header;
 mod index;
 mod layout;
 mod reader;
