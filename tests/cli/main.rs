@@ -10,3 +10,4 @@ mod forward;
 mod generate;
 mod init;
 mod inspect;
+mod shard;

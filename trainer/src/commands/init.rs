@@ -51,7 +51,7 @@ pub(crate) struct InitArgs {
     overwrite: bool,
 }
 
-fn parse_dtype(word: &str) -> Result<Dtype, String> {
+pub(super) fn parse_dtype(word: &str) -> Result<Dtype, String> {
     match word.parse() {
         Ok(dtype @ (Dtype::Bf16 | Dtype::F16 | Dtype::F32)) => Ok(dtype),
         _ => Err("choose bfloat16, float16 or float32".to_owned()),

@@ -1,6 +1,7 @@
 //! One file a command. Each holds its arguments and a `run` that does the job.
 
 mod completions;
+mod convert;
 mod data;
 #[cfg(feature = "torch")]
 mod demo;
@@ -12,12 +13,14 @@ mod forward;
 mod generate;
 mod init;
 mod inspect;
+mod layout_args;
 mod model;
 
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
+use bridge_core::layout::LayoutError;
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -43,6 +46,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Completions(completions::CompletionsArgs),
+    Convert(convert::ConvertArgs),
     Data(data::DataArgs),
     #[cfg(feature = "torch")]
     Demo(demo::DemoArgs),
@@ -79,6 +83,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     bridge_torch::shim::flush_denormals();
     let result = match &cli.command {
         Command::Completions(args) => completions::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Data(args) => data::run(args),
         #[cfg(feature = "torch")]
         Command::Demo(args) => demo::run(args),
@@ -105,16 +110,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Whether the user's settings are at fault, before any work began.
-#[cfg(feature = "torch")]
 fn is_wrong_use(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<crate::train::config::ConfigError>()
-        .is_some()
-}
-
-#[cfg(not(feature = "torch"))]
-fn is_wrong_use(_error: &anyhow::Error) -> bool {
-    false
+    #[cfg(feature = "torch")]
+    if error.is::<crate::train::config::ConfigError>() {
+        return true;
+    }
+    error.is::<LayoutError>()
 }
 
 /// Help and version go to stdout with code 0, wrong use to stderr with code 2.

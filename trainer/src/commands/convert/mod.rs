@@ -1,0 +1,23 @@
+//! `trainer convert`: one file a way of converting.
+
+mod shard;
+
+use std::process::ExitCode;
+
+/// Convert between Hugging Face directories and Megatron's layouts, without a GPU.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConvertArgs {
+    #[command(subcommand)]
+    command: ConvertCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ConvertCommand {
+    Shard(shard::ShardArgs),
+}
+
+pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        ConvertCommand::Shard(args) => shard::run(args),
+    }
+}

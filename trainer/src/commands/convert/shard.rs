@@ -1,0 +1,101 @@
+//! `trainer convert shard`: Write one rank's parameters.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bridge_core::checkpoint::shard::{ShardInfo, ShardWriter};
+use bridge_core::checkpoint::{Overwrite, TensorInfo};
+use bridge_core::convert::{ExecuteOptions, Report, execute};
+use bridge_core::plan::{ModelPlan, Stage};
+use bytesize::ByteSize;
+
+use crate::commands::layout_args::{LayoutArgs, RankArgs};
+use crate::commands::model::{self, Weights};
+
+/// Write one rank's parameters under their local Megatron names.
+///
+/// The file's metadata says which model, layout and rank it belongs to; `trainer convert unshard` makes a Hugging Face
+/// directory of a full set. Only the bytes that the rank needs are read.
+///
+/// Example: trainer convert shard --hf-model Qwen3.5-9B/ --tp 2 --pp 2 --rank 3 --output rank3.safetensors
+#[derive(Debug, clap::Args)]
+pub(crate) struct ShardArgs {
+    /// The model directory to read.
+    #[arg(long, value_name = "DIR")]
+    hf_model: PathBuf,
+    /// The file to make.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace what is at the output.
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    #[command(flatten)]
+    rank: RankArgs,
+}
+
+pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
+    let bridge = model::open(&args.hf_model, Weights::NeededFor("a shard"))?;
+    let source = bridge
+        .checkpoint()
+        .context("a model opened for its weights has none")?;
+    let spec = args.layout.spec();
+    let (options, layout) = bridge.lay_out(&spec)?;
+    let (rank, chunk) = args.rank.of(&layout)?;
+    let plan = bridge
+        .planner(&options)?
+        .plan(&Stage::new(&layout, rank, chunk))?;
+    let shard = ShardInfo {
+        architecture: bridge.config().architecture.hf_name().to_owned(),
+        padded_vocab_size: layout.padded_vocab_size(),
+        spec,
+        rank,
+        vp_stage: chunk.vp_stage,
+    };
+    let (tensors, bytes) = (plan.tensors.len(), ByteSize(plan.num_bytes()));
+    tracing::info!(
+        "rank {} of {}: {tensors} tensors, {bytes}, to {}",
+        rank.global_rank,
+        layout.world_size(),
+        args.output.display()
+    );
+    let overwrite = if args.overwrite {
+        Overwrite::Yes
+    } else {
+        Overwrite::No
+    };
+    let writer = ShardWriter::create(&shard, &infos(&plan), &args.output, overwrite)?;
+    let done = execute(&plan, source, &writer, &ExecuteOptions::default())
+        .with_context(|| format!("write {}", args.output.display()))?;
+    let output = writer.finish()?;
+    report_rounding(&done);
+    tracing::info!(
+        "wrote {} in {:.1} s",
+        output.display(),
+        done.elapsed.as_secs_f64()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn infos(plan: &ModelPlan) -> Vec<(String, TensorInfo)> {
+    let info = |tensor: &bridge_core::plan::TensorPlan| {
+        let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+        (tensor.name.clone(), TensorInfo { dtype, shape })
+    };
+    plan.tensors.iter().map(info).collect()
+}
+
+/// Says which values would not come back exactly.
+fn report_rounding(done: &Report) {
+    if let Some(first) = done.rounded.first() {
+        let elements: usize = done.rounded.iter().map(|one| one.elements).sum();
+        tracing::warn!(
+            "{} tensors were rounded ({elements} values do not come back exactly), first `{}` by up to {:.1e}",
+            done.rounded.len(),
+            first.name,
+            first.max_error
+        );
+    }
+}
