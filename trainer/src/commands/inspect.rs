@@ -12,13 +12,12 @@ use bridge_core::config::HfConfig;
 use bridge_core::mapping::{Part, Registry, Section};
 use bridge_core::plan::PlanOptions;
 use bytesize::ByteSize;
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::model::{self, Weights};
-use crate::report;
+use crate::report::{self, grouped, table};
 
 /// The form of `--json`; it changes when a key changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -92,32 +91,6 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn table(header: &[&str], right: &[usize]) -> Table {
-    let mut table = Table::new();
-    let line = LineStyle::none().fill('─').junction('─');
-    table.load_style(presets::NOTHING.header_separator(line));
-    table.set_header(header.to_vec());
-    for column in right {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-/// 1234567 as 1,234,567.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 fn parameters_by_part(registry: &Registry) -> BTreeMap<Part, usize> {

@@ -9,6 +9,7 @@ mod metrics;
 mod plot;
 #[cfg(feature = "torch")]
 mod progress;
+mod table;
 #[cfg(feature = "torch")]
 mod tensorboard;
 mod terminal;
@@ -19,6 +20,7 @@ pub(crate) use metrics::{MetricsFile, series};
 pub(crate) use plot::loss_plot;
 #[cfg(feature = "torch")]
 pub(crate) use progress::{Progress, StepLine, clock};
+pub(crate) use table::{grouped, table};
 #[cfg(feature = "torch")]
 pub(crate) use tensorboard::EventFile;
 #[cfg(feature = "torch")]
