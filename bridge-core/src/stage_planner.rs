@@ -35,6 +35,15 @@ impl<'a> StagePlanner<'a> {
         &self.registry
     }
 
+    /// Elements and bytes of the whole model, each parameter once and without padding.
+    ///
+    /// # Errors
+    /// [`plan::PlanError::TooLarge`] when they cannot be counted.
+    pub fn model_size(&self) -> Result<(u64, u64), BridgeError> {
+        let dtype_of = |name: &str| self.bridge.hf_info(&self.full, name).dtype;
+        Ok(plan::model_size(&self.registry, &dtype_of, &self.options)?)
+    }
+
     /// Plans what a stage holds, under its local names.
     ///
     /// # Errors

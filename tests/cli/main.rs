@@ -10,4 +10,5 @@ mod forward;
 mod generate;
 mod init;
 mod inspect;
+mod plan;
 mod shard;

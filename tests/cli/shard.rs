@@ -43,7 +43,7 @@ fn shard(name: &str, flags: &str, output: &Path) -> (i32, String, String) {
 }
 
 /// The flags that ask for a golden's layout.
-fn flags(entry: &Map<String, Value>) -> Vec<String> {
+pub(crate) fn flags(entry: &Map<String, Value>) -> Vec<String> {
     let mut flags = Vec::new();
     let mut add = |flag: &str, value: &Value| match value {
         Value::Null | Value::Bool(false) => {}

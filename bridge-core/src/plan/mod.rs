@@ -21,5 +21,5 @@ pub use build::{Cut, PlanOptions, build};
 pub use copy::Copy;
 pub use error::{PlanError, TensorProblem};
 pub use model_plan::{Fill, ModelPlan, Role, SourceTensor, TensorPlan};
-pub use stage::{Held, Stage, build_stage, gather, held};
+pub use stage::{Held, Stage, build_stage, gather, held, model_size};
 pub use stored::{KeyStyle, build_stored, extra_states};

@@ -180,14 +180,10 @@ pub fn held(
     let options = stage.options(options);
     let mut list = Vec::new();
     stage.walk(registry, |parameter, name, _| {
-        let own = parameter.sources.iter().map(|(name, _)| dtype_of(name));
-        let own = own
-            .reduce(Dtype::widest)
-            .expect("every rule has at least one source");
         let shape = local_shape(parameter, &options)?;
         checked_numel(&name, &shape)?;
         list.push(Held {
-            dtype: options.dtype_of(&name, own),
+            dtype: options.dtype_of(&name, own_dtype(parameter, dtype_of)),
             name,
             shape,
             group: parameter.row.group(),
@@ -195,6 +191,40 @@ pub fn held(
         Ok(())
     })?;
     Ok(list)
+}
+
+/// Elements and bytes of every parameter of `registry`, each counted once and without padding.
+///
+/// # Errors
+/// [`PlanError::TooLarge`] names a parameter that cannot be counted.
+pub fn model_size(
+    registry: &Registry,
+    dtype_of: &dyn Fn(&str) -> Dtype,
+    options: &PlanOptions,
+) -> Result<(u64, u64), PlanError> {
+    let (mut elements, mut bytes) = (0u64, 0u64);
+    for parameter in registry.parameters() {
+        let name = &parameter.megatron_name;
+        let numel = checked_numel(name, &parameter.shape)? as u64;
+        let dtype = options.dtype_of(name, own_dtype(parameter, dtype_of));
+        let too_large = || PlanError::TooLarge {
+            name: name.clone(),
+            shape: parameter.shape.clone(),
+        };
+        let more = numel.checked_mul(dtype.size_bytes() as u64);
+        elements = elements.checked_add(numel).ok_or_else(too_large)?;
+        bytes = more
+            .and_then(|more| bytes.checked_add(more))
+            .ok_or_else(too_large)?;
+    }
+    Ok((elements, bytes))
+}
+
+fn own_dtype(parameter: &Parameter, dtype_of: &dyn Fn(&str) -> Dtype) -> Dtype {
+    let dtypes = parameter.sources.iter().map(|(name, _)| dtype_of(name));
+    dtypes
+        .reduce(Dtype::widest)
+        .expect("every rule has at least one source")
 }
 
 /// Makes one plan of Hugging Face tensors out of the plans of all stages of all ranks.

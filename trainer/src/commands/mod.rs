@@ -15,6 +15,7 @@ mod init;
 mod inspect;
 mod layout_args;
 mod model;
+mod plan;
 
 use std::ffi::OsString;
 use std::io;
@@ -58,6 +59,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Init(init::InitArgs),
     Inspect(inspect::InspectArgs),
+    Plan(plan::PlanArgs),
 }
 
 /// Parses `args` (the program's name first), runs the command and returns the exit code:
@@ -95,6 +97,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Init(args) => init::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Plan(args) => plan::run(args),
     };
     result.unwrap_or_else(|error| {
         if is_closed_pipe(&error) {
