@@ -18,6 +18,7 @@ pub mod mapping;
 pub mod models;
 pub mod plan;
 pub mod provider;
+pub mod shards;
 mod stage_planner;
 
 pub use auto_bridge::{AutoBridge, BridgeError};

@@ -86,6 +86,12 @@ impl Grid {
         self.tp_size * self.cp_size * self.dp_size * self.pp_size
     }
 
+    /// The ranks of a pipeline stage after which coordinates that cut parameters repeat: both grids' patterns at once.
+    pub(super) fn distinct(&self) -> usize {
+        let experts = self.etp_size * self.ep_size;
+        self.tp_size / gcd(self.tp_size, experts) * experts
+    }
+
     /// `global_rank` is below the world size.
     pub(super) fn coord(&self, global_rank: usize) -> RankCoord {
         let stage = self.world_size() / self.pp_size;
@@ -174,6 +180,34 @@ mod tests {
         assert_eq!(grid(2, 2, 2, 2).world_size(), 8);
         assert_eq!(grid(2, 1, 3, 1).world_size(), 6);
         assert_eq!(grid(4, 1, 6, 1).world_size(), 12);
+    }
+
+    #[test]
+    fn distinct_ranks_have_every_pair_of_coordinates_once() {
+        for (tp_size, ep_size, etp_size) in [(2, 2, 2), (4, 6, 1), (2, 3, 4), (1, 1, 1), (8, 2, 2)]
+        {
+            let mut sizes = ParallelSizes {
+                tp_size,
+                ep_size,
+                etp_size,
+                cp_size: 3,
+                ..ParallelSizes::default()
+            };
+            let smallest = Grid::new(&sizes).unwrap().dp_size;
+            sizes.world = World::DataParallel(smallest * 5);
+            let grid = Grid::new(&sizes).unwrap();
+            let key = |rank| {
+                let at = grid.coord(rank);
+                (at.tp_rank, at.ep_rank, at.etp_rank)
+            };
+            let first: Vec<_> = (0..grid.distinct()).map(key).collect();
+            let mut all: Vec<_> = (0..grid.world_size()).map(key).collect();
+            all.sort_unstable();
+            all.dedup();
+            let mut sorted = first.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, all);
+        }
     }
 
     #[test]

@@ -151,6 +151,16 @@ impl ParallelLayout {
         self.grid.first_rank((tp_rank, pp_rank, ep_rank, etp_rank))
     }
 
+    /// One rank for each part of the model: the lowest of those that hold the same bytes. Other ranks differ from one of
+    /// them in `cp_rank`, `dp_rank` and `edp_rank` only.
+    pub fn distinct_ranks(&self) -> impl Iterator<Item = RankCoord> + '_ {
+        let stage = self.world_size() / self.pp_size();
+        let distinct = self.grid.distinct();
+        (0..self.pp_size()).flat_map(move |pp_rank| {
+            (0..distinct).map(move |within| self.grid.coord(pp_rank * stage + within))
+        })
+    }
+
     /// Every chunk in stage order: `vp_stage * PP + pp_rank`.
     #[must_use]
     pub fn chunks(&self) -> &[Chunk] {

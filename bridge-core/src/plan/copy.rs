@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Moves `rows` runs of `row_elements` elements. All numbers are elements, each side in its own dtype.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Copy {
     /// Index into the tensor's sources.
     pub source: usize,
