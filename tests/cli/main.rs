@@ -12,3 +12,4 @@ mod init;
 mod inspect;
 mod plan;
 mod shard;
+mod unshard;

@@ -1,6 +1,7 @@
 //! `trainer convert`: one file a way of converting.
 
 mod shard;
+mod unshard;
 
 use std::process::ExitCode;
 
@@ -14,10 +15,12 @@ pub(crate) struct ConvertArgs {
 #[derive(Debug, clap::Subcommand)]
 enum ConvertCommand {
     Shard(shard::ShardArgs),
+    Unshard(unshard::UnshardArgs),
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         ConvertCommand::Shard(args) => shard::run(args),
+        ConvertCommand::Unshard(args) => unshard::run(args),
     }
 }
