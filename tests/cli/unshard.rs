@@ -80,6 +80,8 @@ fn dense_models_come_back_byte_for_byte_from_any_layout() {
     comes_back("dense_vl", "--tp 4", 4, 1);
     comes_back("dense_vl", "--tp 2 --pp 2 --vpp 2", 4, 2);
     comes_back("dense_vl", "--pp 4 --pipeline-layout Et|t*3|m|L", 4, 1);
+    // A stage without a single parameter is a file too.
+    comes_back("dense_vl", "--pp 4 --pipeline-layout Et*2||t*2|mL", 4, 1);
     let padded = "--tp 2 --make-vocab-size-divisible-by 96";
     comes_back("dense_vl", padded, 2, 1);
     comes_back("dense_vl_tied_bf16", "--tp 2 --pp 2 --vpp 2", 4, 2);

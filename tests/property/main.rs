@@ -4,3 +4,4 @@
 mod layout;
 mod pickle;
 mod plans;
+mod shards;

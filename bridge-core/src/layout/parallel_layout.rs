@@ -185,9 +185,9 @@ impl ParallelLayout {
 
     /// The chunks of a pipeline rank, by virtual stage.
     pub fn chunks_of(&self, pp_rank: usize) -> impl Iterator<Item = &Chunk> {
-        self.chunks
-            .iter()
-            .filter(move |chunk| chunk.pp_rank == pp_rank)
+        // A rank that does not exist has none.
+        let every_pp = self.chunks.iter().skip(pp_rank).step_by(self.pp_size());
+        every_pp.filter(move |chunk| chunk.pp_rank == pp_rank)
     }
 
     /// The global experts of an expert-parallel rank; names count them from 0. Empty in a dense model.

@@ -83,10 +83,14 @@ pub enum ShardSetError {
         found: Coordinates,
     },
     /// Parts of the model that no file holds.
-    #[error("{} of {needed} rank files are missing, first that of {}; write it with `trainer convert shard`", missing.len(), missing[0])]
+    #[error(
+        "{missing} of {needed} rank files are missing, first that of {first}; write it with `trainer convert shard`"
+    )]
     Missing {
-        /// Which; never empty.
-        missing: Vec<Coordinates>,
+        /// The first.
+        first: Coordinates,
+        /// How many there are.
+        missing: usize,
         /// How many the layout has.
         needed: usize,
     },

@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use super::{Coordinates, ShardSetError};
 use crate::checkpoint::shard::{ShardFile, ShardInfo};
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
-use crate::layout::{LayoutSpec, ParallelLayout};
+use crate::layout::{Chunk, LayoutSpec, ParallelLayout, RankCoord};
 use crate::plan::{ModelPlan, Stage, gather};
 use crate::{AutoBridge, StagePlanner};
 
@@ -224,29 +224,34 @@ fn in_order(
     layout: &ParallelLayout,
     planner: &StagePlanner<'_>,
 ) -> Result<Vec<Part>, ShardSetError> {
-    let needed: Vec<_> = layout
-        .distinct_ranks()
-        .flat_map(|rank| {
+    let needed = || {
+        let ranks = layout.distinct_ranks();
+        ranks.flat_map(|rank| {
             let chunks = layout.chunks_of(rank.pp_rank);
             chunks.map(move |chunk| (rank, chunk))
         })
-        .collect();
-    let mut missing = Vec::new();
-    let mut parts = Vec::with_capacity(needed.len());
-    for (rank, chunk) in &needed {
-        let at = Coordinates {
-            rank: *rank,
-            vp_stage: chunk.vp_stage,
-        };
-        let Some(mut replicas) = files.remove(&key(&at)) else {
-            missing.push(at);
-            continue;
-        };
-        if !missing.is_empty() {
-            continue;
-        }
+    };
+    let at = |(rank, chunk): (RankCoord, &Chunk)| Coordinates {
+        rank,
+        vp_stage: chunk.vp_stage,
+    };
+    // Each of the files' parts is one of these. A file may claim a layout of any size, so the parts are not listed.
+    if let Some(first) = needed().map(at).find(|at| !files.contains_key(&key(at))) {
+        let a_stage = layout.distinct_ranks().count() / layout.pp_size();
+        let needed = a_stage * layout.chunks().len();
+        return Err(ShardSetError::Missing {
+            first,
+            missing: needed - files.len(),
+            needed,
+        });
+    }
+    let mut parts = Vec::with_capacity(files.len());
+    for (rank, chunk) in needed() {
         // Whoever wrote the file, it has the part of this rank, whose primaries cover the model.
-        let plan = planner.plan(&Stage::new(layout, *rank, chunk))?;
+        let plan = planner.plan(&Stage::new(layout, rank, chunk))?;
+        let mut replicas = files
+            .remove(&key(&at((rank, chunk))))
+            .expect("no part is missing, and none comes twice");
         for file in &replicas {
             check_tensors(file, &plan)?;
         }
@@ -255,12 +260,6 @@ fn in_order(
             file,
             replicas,
             plan,
-        });
-    }
-    if !missing.is_empty() {
-        return Err(ShardSetError::Missing {
-            missing,
-            needed: needed.len(),
         });
     }
     Ok(parts)
