@@ -248,6 +248,75 @@ fn wrong_use_of_a_layout_is_refused_with_the_numbers_and_code_2() {
     }
 }
 
+/// Short names, Megatron's and Megatron Bridge's are the same flags; a global rank is the same as its coordinates.
+#[test]
+fn every_spelling_of_a_layout_gives_the_same_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let spellings = [
+        "--tp 2 --pp 2 --vpp 2 --ep 2 --etp 2 --cp 1 --dp 2 --rank 7 --vp-stage 1",
+        "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 \
+         --virtual-pipeline-model-parallel-size 2 --expert-model-parallel-size 2 \
+         --expert-tensor-parallel-size 2 --context-parallel-size 1 --data-parallel-size 2 \
+         --tp-rank 1 --pp-rank 1 --ep-rank 1 --etp-rank 1 --vp-stage 1",
+        "--tensor-parallel-size 2 --pipeline-parallel-size 2 --vpp 2 --expert-parallel-size 2 \
+         --expert-tensor-parallel-size 2 --data-parallel-size 2 --rank 7 --vp-stage 1",
+    ];
+    let files = spellings.map(|flags| {
+        let output = scratch.path().join("rank.safetensors");
+        let (code, _, stderr) = shard("moe_vl", &format!("{flags} --overwrite"), &output);
+        assert_eq!(code, 0, "{flags}: {stderr}");
+        fs_err::read(&output).unwrap()
+    });
+    assert!(files[0] == files[1] && files[1] == files[2]);
+    let written = ["Et*3|t|t*3|tmL", "E,ttt|t|(t)*3|t,mL"].map(|layout| {
+        let output = scratch.path().join("rank.safetensors");
+        let flag = if layout.contains(',') {
+            "--pipeline-model-parallel-layout"
+        } else {
+            "--pipeline-layout"
+        };
+        let flags = format!("--pp 2 {flag} {layout} --vp-stage 1 --overwrite");
+        let (code, _, stderr) = shard("moe_vl", &flags, &output);
+        assert_eq!(code, 0, "{flags}: {stderr}");
+        fs_err::read(&output).unwrap()
+    });
+    assert!(written[0] == written[1]);
+}
+
+#[test]
+fn help_says_the_defaults_and_an_example() {
+    for (command, example) in [
+        (
+            "shard",
+            "trainer convert shard --hf-model Qwen3.5-9B/ --tp 2",
+        ),
+        ("unshard", "trainer convert unshard shards/ --hf-model"),
+    ] {
+        let (code, help, stderr) = convert(command, &words("--help"));
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        // Lines are broken by width.
+        let help: Vec<&str> = help.split_whitespace().collect();
+        assert!(help.join(" ").contains(example), "{command}");
+    }
+    let (_, help, _) = convert("shard", &words("--help"));
+    let help: Vec<&str> = help.split_whitespace().collect();
+    let help = help.join(" ");
+    for words in [
+        "--tensor-model-parallel-size <N> Tensor-parallel size [default: 1] [aliases: --tp, --tensor-parallel-size]",
+        "1 as in Megatron Bridge's scripts (Megatron-Core's own default is the TP size) [default: 1] [alias: --etp]",
+        "[alias: --pipeline-model-parallel-layout]",
+        "without it each keeps the source's (Megatron Bridge's default is bfloat16)",
+        "Global rank in Megatron's order tp-cp-ep-dp-pp",
+        "--num-layers-in-last-pipeline-stage <N>",
+        "--account-for-loss-in-pipeline-split",
+        "--make-vocab-size-divisible-by <N> Pad the vocabulary to a multiple of N x TP",
+        "--sequential-experts",
+        "--no-mtp",
+    ] {
+        assert!(help.contains(words), "no `{words}` in {help}");
+    }
+}
+
 /// PROMISES: more tensor-parallel ranks than KV heads crash deep in a forward pass elsewhere.
 #[test]
 fn more_tensor_ranks_than_kv_heads_are_cut_by_rows_or_refused_at_start() {
