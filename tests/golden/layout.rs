@@ -1,13 +1,16 @@
 //! `shards.*.json` say what Megatron's own model classes built on each rank, stage by stage.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bridge_core::AutoBridge;
-use bridge_core::checkpoint::TensorSource;
+use bridge_core::checkpoint::{
+    CheckpointError, MemoryTensors, TensorInfo, TensorSink, TensorSource,
+};
 use bridge_core::config::HfConfig;
 use bridge_core::convert::{ExecuteOptions, Transforms, execute};
 use bridge_core::layout::{
-    Chunk, ModelFacts, ParallelLayout, ParallelSizes, PipelineOptions, World,
+    Chunk, LayoutSpec, ModelFacts, ParallelLayout, ParallelSizes, PipelineOptions, World,
 };
 use bridge_core::plan::{ModelPlan, PlanOptions, Stage, gather};
 use serde_json::{Map, Value};
@@ -292,4 +295,88 @@ fn any_layout_gathers_to_the_bytes_of_the_source() {
             }
         }
     }
+}
+
+/// Records the longest range that was asked for or given.
+struct Longest<T> {
+    inner: T,
+    bytes: AtomicUsize,
+}
+
+impl<T> Longest<T> {
+    fn new(inner: T) -> Self {
+        let bytes = AtomicUsize::new(0);
+        Self { inner, bytes }
+    }
+
+    fn see(&self, bytes: usize) {
+        self.bytes.fetch_max(bytes, Ordering::Relaxed);
+    }
+}
+
+impl TensorSource for Longest<&dyn TensorSource> {
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.inner.info(name)
+    }
+
+    fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError> {
+        self.see(into.len());
+        self.inner.read(name, offset_bytes, into)
+    }
+}
+
+impl TensorSink for Longest<&MemoryTensors> {
+    fn write(&self, name: &str, offset_bytes: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.see(bytes.len());
+        self.inner.write(name, offset_bytes, bytes)
+    }
+}
+
+/// Elsewhere the export of a fused expert tensor (8.6 GiB) ran out of memory: it was built in one piece.
+#[test]
+fn a_fused_expert_tensor_moves_in_slices_of_the_buffer() {
+    let bridge = AutoBridge::from_hf_pretrained(&golden("checkpoints/moe_vl")).unwrap();
+    let source = bridge.checkpoint().unwrap();
+    let spec = LayoutSpec {
+        sizes: ParallelSizes {
+            tp_size: 2,
+            ep_size: 4,
+            ..ParallelSizes::default()
+        },
+        ..LayoutSpec::default()
+    };
+    let (options, layout) = bridge.lay_out(&spec).unwrap();
+    let stages: Vec<Stage<'_>> = Stage::all(&layout).collect();
+    let plans = bridge.plan_stages(&options, &stages).unwrap();
+    let mut whole = ModelPlan::default();
+    let mut labelled = Vec::new();
+    for (number, plan) in plans.into_iter().enumerate() {
+        let label = format!("{number}/");
+        for mut tensor in plan.tensors.iter().cloned() {
+            tensor.name = format!("{label}{}", tensor.name);
+            whole.tensors.push(tensor);
+        }
+        labelled.push((label, plan));
+    }
+    let small = ExecuteOptions {
+        buffer_bytes: 1000,
+        ..ExecuteOptions::default()
+    };
+    let shards = memory_for(&whole);
+    execute(&whole, source, &shards, &small).unwrap();
+    let gathered = gather(labelled).unwrap();
+    let fused = "model.language_model.layers.0.mlp.experts.gate_up_proj";
+    assert!(gathered.tensor(fused).unwrap().num_bytes() > 50_000);
+    let back = memory_for(&gathered);
+    let (from, to) = (
+        Longest::new(&shards as &dyn TensorSource),
+        Longest::new(&back),
+    );
+    execute(&gathered, &from, &to, &small).unwrap();
+    for longest in [from.bytes.into_inner(), to.bytes.into_inner()] {
+        assert!((1..=1000).contains(&longest), "{longest}");
+    }
+    let mut bytes = vec![0; usize::try_from(source.info(fused).unwrap().num_bytes()).unwrap()];
+    source.read(fused, 0, &mut bytes).unwrap();
+    assert!(back.bytes(fused) == Some(bytes));
 }
