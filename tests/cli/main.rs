@@ -10,6 +10,7 @@ mod forward;
 mod generate;
 mod init;
 mod inspect;
+mod interrupted;
 mod plan;
 mod shard;
 mod unshard;

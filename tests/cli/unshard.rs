@@ -28,7 +28,7 @@ fn write_set(name: &str, flags: &str, ranks: usize, stages: usize, dir: &Path) -
     files
 }
 
-fn unshard(shards: &[PathBuf], name: &str, output: &Path, more: &str) -> (i32, String) {
+pub(crate) fn unshard(shards: &[PathBuf], name: &str, output: &Path, more: &str) -> (i32, String) {
     let mut args: Vec<String> = shards
         .iter()
         .map(|file| file.to_string_lossy().into_owned())

@@ -13,6 +13,7 @@ mod forward;
 mod generate;
 mod init;
 mod inspect;
+mod interrupt;
 mod layout_args;
 mod model;
 mod plan;
@@ -25,6 +26,7 @@ use bridge_core::layout::LayoutError;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use self::interrupt::Interrupted;
 use crate::report::{self, ColorChoice, Verbosity};
 
 /// Fine-tune, generate with, inspect and convert Qwen3.5/3.6-VL checkpoints.
@@ -102,6 +104,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     result.unwrap_or_else(|error| {
         if is_closed_pipe(&error) {
             return ExitCode::SUCCESS;
+        }
+        if error.chain().any(|cause| cause.is::<Interrupted>()) {
+            report::print_error(&Interrupted.into(), json);
+            return ExitCode::from(130);
         }
         report::print_error(&error, json);
         if is_wrong_use(&error) {

@@ -10,6 +10,7 @@ use bridge_core::convert::{ExecuteOptions, Report, execute};
 use bridge_core::plan::{ModelPlan, Stage};
 use bytesize::ByteSize;
 
+use crate::commands::interrupt::Interrupt;
 use crate::commands::layout_args::{LayoutArgs, RankArgs};
 use crate::commands::model::{self, Weights};
 
@@ -66,9 +67,15 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
     } else {
         Overwrite::No
     };
+    let interrupt = Interrupt::listen()?;
     let writer = ShardWriter::create(&shard, &infos(&plan), &args.output, overwrite)?;
-    let done = execute(&plan, source, &writer, &ExecuteOptions::default())
-        .with_context(|| format!("write {}", args.output.display()))?;
+    let done = execute(
+        &plan,
+        source,
+        &interrupt.sink(&writer),
+        &ExecuteOptions::default(),
+    )
+    .with_context(|| format!("write {}", args.output.display()))?;
     let output = writer.finish()?;
     report_rounding(&done);
     tracing::info!(

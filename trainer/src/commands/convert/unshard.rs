@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use bridge_core::checkpoint::Overwrite;
 use bridge_core::checkpoint::hf::{HfCheckpoint, HfWriter};
+use bridge_core::checkpoint::{Overwrite, TensorSink};
 use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
 use bridge_core::shards::ShardSet;
 use bytesize::ByteSize;
 
+use crate::commands::interrupt::Interrupt;
 use crate::commands::model::{self, Weights};
 
 /// Make a Hugging Face directory of a full set of rank files.
@@ -74,11 +75,14 @@ pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
     } else {
         Overwrite::No
     };
+    let interrupt = Interrupt::listen()?;
     let writer = HfWriter::like(reference, &args.hf_path, overwrite)?;
     let options = ExecuteOptions::default();
     let doing = || format!("write {}", args.hf_path.display());
-    let done = execute(&plan, &set, &writer, &options).with_context(doing)?;
-    copy_missing(left_out, reference, &writer, &options).with_context(doing)?;
+    let sink = interrupt.sink(&writer);
+    let done = execute(&plan, &set, &sink, &options).with_context(doing)?;
+    copy_missing(left_out, reference, &sink, &options).with_context(doing)?;
+    drop(sink);
     let output = writer.finish()?;
     tracing::info!(
         "wrote {} in {:.1} s; {compared} copies of parameters agree",
@@ -91,13 +95,13 @@ pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
 fn copy_missing(
     left_out: &[String],
     reference: &HfCheckpoint,
-    writer: &HfWriter,
+    sink: &dyn TensorSink,
     options: &ExecuteOptions,
 ) -> anyhow::Result<()> {
     if left_out.is_empty() {
         return Ok(());
     }
-    let bytes = copy_tensors(left_out, reference, writer, options)?;
+    let bytes = copy_tensors(left_out, reference, sink, options)?;
     tracing::info!(
         "{} tensors ({}) that the shards lack are the reference's",
         left_out.len(),
