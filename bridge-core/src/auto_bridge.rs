@@ -29,9 +29,6 @@ pub enum BridgeError {
     /// The checkpoint does not fit its config, or the plan's options do not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The layout does not fit the model.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
 }
 
 /// A Hugging Face model (its config and, where there are any, its weights) and the table that maps it.

@@ -162,6 +162,27 @@ fn tables_show_stages_equal_ranks_in_one_line_and_the_formula() {
     assert!(!stdout.contains("bytes read"), "{stdout}");
 }
 
+/// Data-parallel ranks are counted and not walked over: four thousand million of them take no longer than one.
+#[test]
+fn any_number_of_replicas_is_one_line() {
+    let args = words("--tp 4 --pp 4 --dp 268435456");
+    let (code, stdout, stderr) = plan(&config("Qwen3.5-27B"), &args);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("4294967296 ranks"), "{stdout}");
+    assert!(stdout.contains(" 3221225472-4294967295 "), "{stdout}");
+    let args = words("--tp 4 --pp 4 --dp 268435456 --rank 4294967295");
+    let (code, stdout, stderr) = plan(&config("Qwen3.5-27B"), &args);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains(" 4294967295   48-63 "), "{stdout}");
+    let args = words("--tp 4 --pp 4 --dp 268435457");
+    let (code, _, stderr) = plan(&config("Qwen3.5-27B"), &args);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains("the number of ranks is more than 4294967296"),
+        "{stderr}"
+    );
+}
+
 /// A rank reads what it holds, once, and from no file that it does not need.
 #[test]
 fn files_and_bytes_read_are_those_of_the_ranks_own_tensors() {

@@ -41,14 +41,14 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let bridge = model::open(&args.model, Weights::IfPresent)?;
     let (options, layout) = bridge.lay_out(&args.layout.spec())?;
     let only = args.rank.map(|rank| layout.coord(rank)).transpose()?;
-    let ranks: Box<dyn Iterator<Item = RankCoord>> = match only {
-        Some(rank) => Box::new(std::iter::once(rank)),
-        None => Box::new(layout.ranks()),
-    };
     let planner = bridge.planner(&options)?;
     let total = planner.model_size()?;
     let mut loads = Loads::new(&bridge, planner, &layout);
     if args.json {
+        let ranks: Box<dyn Iterator<Item = RankCoord>> = match only {
+            Some(rank) => Box::new(std::iter::once(rank)),
+            None => Box::new(layout.ranks()),
+        };
         json::write(total, ranks, &mut loads)?;
     } else {
         let table = tables::Tables {
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
             layout: &layout,
             training: &args.training,
         };
-        table.write(total, ranks, &mut loads)?;
+        table.write(total, only, &mut loads)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -28,11 +28,11 @@ impl Tables<'_> {
     pub(super) fn write(
         &self,
         (parameters, bytes): (u64, u64),
-        ranks: impl Iterator<Item = RankCoord>,
+        only: Option<RankCoord>,
         loads: &mut Loads<'_>,
     ) -> anyhow::Result<()> {
         let layout = self.layout;
-        let lines = lines(ranks, loads)?;
+        let lines = lines(layout, only, loads)?;
         let mut out = report::out();
         writeln!(
             out,
@@ -152,20 +152,40 @@ impl Tables<'_> {
     }
 }
 
+/// The ranks of `only`, or all, with their numbers; those that follow each other and are equal in one line.
 fn lines(
-    ranks: impl Iterator<Item = RankCoord>,
+    layout: &ParallelLayout,
+    only: Option<RankCoord>,
     loads: &mut Loads<'_>,
 ) -> anyhow::Result<Vec<Line>> {
+    let line = |rank: RankCoord, count: usize, load| Line {
+        ranks: rank.global_rank..rank.global_rank + count,
+        pp_rank: rank.pp_rank,
+        load,
+    };
+    if let Some(rank) = only {
+        return Ok(vec![line(rank, 1, loads.of(rank)?)]);
+    }
+    let stage_ranks = layout.world_size() / layout.pp_size();
+    let distinct: Vec<RankCoord> = layout.distinct_ranks().collect();
     let mut lines: Vec<Line> = Vec::new();
-    for rank in ranks {
-        let load = loads.of(rank)?;
-        match lines.last_mut() {
-            Some(last) if last.pp_rank == rank.pp_rank && last.load == load => last.ranks.end += 1,
-            _ => lines.push(Line {
-                ranks: rank.global_rank..rank.global_rank + 1,
-                pp_rank: rank.pp_rank,
-                load,
-            }),
+    for stage in distinct.chunks(distinct.len() / layout.pp_size()) {
+        let counted = stage.iter().map(|rank| loads.of(*rank));
+        let counted = counted.collect::<Result<Vec<Load>, _>>()?;
+        // The pattern repeats with the data-parallel ranks, of which there may be any number.
+        if counted.iter().all(|load| *load == counted[0]) {
+            lines.push(line(stage[0], stage_ranks, counted[0]));
+            continue;
+        }
+        let first = stage[0].global_rank;
+        for global_rank in first..first + stage_ranks {
+            let load = counted[(global_rank - first) % counted.len()];
+            match lines.last_mut() {
+                Some(last) if last.pp_rank == stage[0].pp_rank && last.load == load => {
+                    last.ranks.end += 1;
+                }
+                _ => lines.push(line(layout.coord(global_rank)?, 1, load)),
+            }
         }
     }
     Ok(lines)
