@@ -158,6 +158,15 @@ fn tables_show_stages_equal_ranks_in_one_line_and_the_formula() {
     ] {
         assert!(stdout.contains(words), "no `{words}` in {stdout}");
     }
+    // Images are asked for and count on the first stage only.
+    let more = words("--tp 4 --pp 2 --vision-patches 16384");
+    let (code, images, _) = plan(&config("Qwen3.5-27B"), &more);
+    let (_, text, _) = plan(&config("Qwen3.5-27B"), &more[..4]);
+    assert_eq!(code, 0);
+    let changed = images.lines().zip(text.lines()).filter(|(a, b)| a != b);
+    let changed: Vec<&str> = changed.map(|(line, _)| line).collect();
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert!(changed[0].starts_with(" 0-3 "), "{changed:?}");
     // Nothing to read in a config.
     assert!(!stdout.contains("bytes read"), "{stdout}");
 }

@@ -2,9 +2,10 @@
 //!
 //! Legend: T tokens of a micro-batch on one rank (micro_batch_size x seq_length / CP), H hidden size, V padded
 //! vocabulary, Hq and Hkv attention heads of size d, Kd = Hk x Dk and Vd = Hv x Dv of the delta rule, I intermediate size,
-//! k experts a token of E. Elements have two bytes.
+//! k experts a token of E; Hx and Ix the vision tower's sizes, of which a micro-batch has vision_patches patches. Elements
+//! have two bytes.
 
-use bridge_core::config::{HfConfig, TextConfig};
+use bridge_core::config::{HfConfig, TextConfig, VisionConfig};
 use bridge_core::layout::{Chunk, ParallelLayout};
 
 /// What the estimate assumes, as the output says it.
@@ -15,8 +16,11 @@ Activations, elements of 2 bytes a token, nothing recomputed:
   norms 2H a block (divided by TP with --sequence-parallel), full attention (5 Hq + 3 Hkv) d / TP,
   delta rule (6 Kd + 5 Vd + 2 Hv) / TP, MLP 3 I / TP, experts 2 E + k ETP/TP (2 H + 3 I/ETP) in balance, shared expert 3 I / TP,
   output layer 3 V / TP, MTP head 2 H, one layer of full attention and one output layer.
+  vision tower, a patch of --vision-patches: 2 Hx + (6 Hx + 2 Ix) / TP a block, Hx + 2 Hx / TP of the merger.
   Pipeline rank p keeps PP - p micro-batches; with V virtual stages 2 (PP - p - 1) + (V - 1) PP + 1 stages of them.
-Images (vision tower) and the workspace of libraries are not counted.";
+  H hidden size, Hq and Hkv heads of size d, Kd and Vd widths of keys and values of the delta rule with Hv value heads, I
+  intermediate size, k of E experts a token, V padded vocabulary, Hx and Ix hidden and intermediate size of the vision tower.
+The workspace of libraries is not counted.";
 
 /// The shape of a training step.
 #[derive(Debug, Clone, clap::Args)]
@@ -28,6 +32,9 @@ pub(crate) struct TrainingArgs {
     /// Tokens of a sample.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     seq_length: u32,
+    /// Patches of the images and videos of a micro-batch; 0 for text alone.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    vision_patches: u32,
     /// Divide what stands between tensor-parallel blocks over the tensor-parallel ranks.
     #[arg(long)]
     sequence_parallel: bool,
@@ -89,6 +96,11 @@ fn activations(
     let tokens = f64::from(training.micro_batch_size) * f64::from(training.seq_length)
         / layout.cp_size() as f64;
     let elements = Elements::new(&config.text, layout, training.sequence_parallel);
+    let patches = f64::from(training.vision_patches) / layout.cp_size() as f64;
+    let a_patch = config
+        .vision
+        .as_ref()
+        .map_or(0.0, |vision| patch_elements(vision, layout));
     let (pp_size, vp_size) = (layout.pp_size(), layout.vp_size());
     let in_flight = if vp_size == 1 {
         (pp_size - pp_rank) as f64
@@ -107,7 +119,24 @@ fn activations(
             }
     };
     let a_token: f64 = layout.chunks_of(pp_rank).map(of_chunk).sum();
-    (2.0 * tokens * a_token) as u64
+    let vision = if layout.chunks_of(pp_rank).any(|chunk| chunk.vision) {
+        in_flight * patches * a_patch
+    } else {
+        0.0
+    };
+    (2.0 * (tokens * a_token + vision)) as u64
+}
+
+/// Elements a patch that backward needs of the vision tower, on one rank.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an estimate; sizes of models are far below 2^52"
+)]
+fn patch_elements(vision: &VisionConfig, layout: &ParallelLayout) -> f64 {
+    let tp = layout.tp_size() as f64;
+    let hidden = vision.hidden_size as f64;
+    let block = 2.0 * hidden + (6.0 * hidden + 2.0 * vision.intermediate_size as f64) / tp;
+    vision.depth as f64 * block + hidden + 2.0 * hidden / tp
 }
 
 /// Elements a token that backward needs, on one rank.
@@ -217,6 +246,7 @@ mod tests {
         TrainingArgs {
             micro_batch_size: 3,
             seq_length: 100,
+            vision_patches: 0,
             sequence_parallel: false,
             use_distributed_optimizer: false,
         }
@@ -273,6 +303,26 @@ mod tests {
         // Two stages of one layer each; five stages in flight.
         let first = estimate(sizes, &training(), 0).activations;
         assert_eq!(first, 2 * 300 * (24 + 2 * delta_layer) * 5 / 2);
+    }
+
+    #[test]
+    fn patches_count_on_the_stage_of_the_vision_tower() {
+        let sizes = ParallelSizes {
+            tp_size: 2,
+            pp_size: 2,
+            ..ParallelSizes::default()
+        };
+        let with_images = TrainingArgs {
+            vision_patches: 50,
+            ..training()
+        };
+        let more = |pp_rank| {
+            let text = estimate(sizes, &training(), pp_rank).activations;
+            estimate(sizes, &with_images, pp_rank).activations - text
+        };
+        // One block of Hx = 8, Ix = 12, then the merger; two micro-batches.
+        let patch = 16 + (48 + 24) / 2 + 8 + 8;
+        assert_eq!((more(0), more(1)), (2 * 2 * 50 * patch, 0));
     }
 
     #[test]
