@@ -75,6 +75,44 @@ pub enum CheckpointError {
         /// The destination.
         path: PathBuf,
     },
+    /// Another process writes the same destination.
+    #[error("{} is being written by another process, which holds {}; wait for it, or choose another directory", dir.display(), partial.display())]
+    Busy {
+        /// The destination.
+        dir: PathBuf,
+        /// The directory in the making.
+        partial: PathBuf,
+    },
+    /// The disk is too small.
+    #[error("{} needs {needed} bytes, its disk has {free} free; make room, or choose another disk", dir.display())]
+    NoSpace {
+        /// The destination.
+        dir: PathBuf,
+        /// Bytes that are still to be written.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// What was written does not read back as it was.
+    #[error("{} does not read back as it was written; {} was not created; is the disk failing?", path.display(), dir.display())]
+    ReadBack {
+        /// The file.
+        path: PathBuf,
+        /// The destination.
+        dir: PathBuf,
+    },
+    /// A byte of a tensor was handed in a second time.
+    #[error("bytes {start}..{end} of `{name}` were written before; {} was not created", dir.display())]
+    Twice {
+        /// The tensor.
+        name: String,
+        /// First byte.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// The destination.
+        dir: PathBuf,
+    },
     /// A tensor was not written in full.
     #[error("`{name}` was written to {written} of its {num_bytes} bytes; {} was not created", dir.display())]
     Unfinished {

@@ -2,16 +2,16 @@
 //!
 //! Files, memory, torch tensors and C++ pointers are all one of these. This room knows no mapping.
 
-mod beside;
 mod error;
 pub mod hf;
 mod memory;
 pub mod shard;
+mod staging;
 pub mod torch_dist;
 
-pub use beside::Overwrite;
 pub use error::{CheckpointError, FileProblem};
 pub use memory::MemoryTensors;
+pub use staging::{Overwrite, ReadBack, Resume, Staging};
 
 use crate::Dtype;
 
@@ -57,4 +57,22 @@ pub trait TensorSink: Sync {
     /// # Errors
     /// [`CheckpointError`] when there is no such tensor or range, or writing fails.
     fn write(&self, name: &str, offset_bytes: u64, bytes: &[u8]) -> Result<(), CheckpointError>;
+}
+
+/// A sink whose tensors stand in files that are finished one by one.
+pub trait FileSink: TensorSink {
+    /// How many files.
+    fn num_files(&self) -> usize;
+
+    /// Bytes of a file's tensors.
+    fn file_bytes(&self, file: usize) -> u64;
+
+    /// The tensors of a file that are to be written; none when an earlier run finished it.
+    fn unwritten(&self, file: usize) -> Vec<&str>;
+
+    /// Checks that a file is whole, syncs it, reads it back when that was asked for, and records it.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Unfinished`] names the first tensor with missing bytes; otherwise what the system said.
+    fn finish_file(&self, file: usize) -> Result<(), CheckpointError>;
 }

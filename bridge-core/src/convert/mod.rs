@@ -3,6 +3,8 @@
 mod element;
 mod error;
 mod execute;
+mod write_files;
 
 pub use error::ConvertError;
 pub use execute::{ExecuteOptions, NonFinite, Report, Rounded, Transforms, copy_tensors, execute};
+pub use write_files::{Contents, write_files};

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod refusals;
+mod staging;
 
 use std::path::{Path, PathBuf};
 

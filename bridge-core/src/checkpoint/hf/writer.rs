@@ -1,38 +1,37 @@
 //! A checkpoint directory in the making: beside its destination, complete or not there at all.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use indexmap::IndexMap;
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::header;
 use super::index::INDEX;
 use super::{HfCheckpoint, HfLayout, support_files};
-use crate::checkpoint::beside::{Beside, write_file};
 use crate::checkpoint::error::{check_range, io};
-use crate::checkpoint::{CheckpointError, Overwrite, TensorInfo, TensorSink};
+use crate::checkpoint::staging::{PartPlace, StagedFiles, write_file};
+use crate::checkpoint::{CheckpointError, FileSink, Staging, TensorInfo, TensorSink};
 
 /// Writes a Hugging Face directory.
 ///
-/// Files are made in a hidden directory beside the destination. [`HfWriter::finish`] checks that every tensor was
-/// written in full, syncs and renames; a writer that is dropped before leaves nothing.
+/// Files are made in a hidden directory beside the destination. [`HfWriter::finish`] checks that every byte was written
+/// exactly once, syncs and renames; a writer that is dropped before leaves nothing, or, with [`Staging::job`], what its
+/// next run goes on with.
 #[derive(Debug)]
 pub struct HfWriter {
-    beside: Beside,
-    files: Vec<(String, File)>,
+    staged: StagedFiles,
     tensors: IndexMap<String, Place>,
+    /// The range of each file's tensors among `tensors`.
+    of_file: Vec<Range<usize>>,
     index_metadata: Option<Map<String, Value>>,
 }
 
 #[derive(Debug)]
 struct Place {
-    file: usize,
-    file_offset: u64,
+    place: PartPlace,
     num_bytes: u64,
-    written: AtomicU64,
 }
 
 impl HfWriter {
@@ -43,9 +42,9 @@ impl HfWriter {
     pub fn like(
         reference: &HfCheckpoint,
         target: &Path,
-        overwrite: Overwrite,
+        staging: impl Into<Staging>,
     ) -> Result<Self, CheckpointError> {
-        let writer = Self::create(&HfLayout::like(reference), target, overwrite)?;
+        let writer = Self::create(&HfLayout::like(reference), target, staging)?;
         for file in support_files(reference.dir()) {
             writer.copy_file(&file)?;
         }
@@ -59,17 +58,18 @@ impl HfWriter {
     pub fn create(
         layout: &HfLayout,
         target: &Path,
-        overwrite: Overwrite,
+        staging: impl Into<Staging>,
     ) -> Result<Self, CheckpointError> {
         let mut writer = Self {
-            beside: Beside::create(target, overwrite)?,
-            files: Vec::with_capacity(layout.files.len()),
+            staged: StagedFiles::create(target, &staging.into())?,
             tensors: IndexMap::new(),
+            of_file: Vec::with_capacity(layout.files.len()),
             index_metadata: layout.index_metadata.clone(),
         };
         for file in &layout.files {
             writer.add_file(&file.name, &file.tensors, &file.metadata)?;
         }
+        writer.staged.begin()?;
         Ok(writer)
     }
 
@@ -79,28 +79,26 @@ impl HfWriter {
         tensors: &[(String, TensorInfo)],
         metadata: &Map<String, Value>,
     ) -> Result<(), CheckpointError> {
-        let path = self.beside.path().join(name);
         let entries = tensors.iter().map(|(name, info)| (name.as_str(), info));
         let header = header::write(entries, metadata);
-        let file = File::create_new(&path).map_err(io("create", &path))?;
+        let file = self.of_file.len();
+        let first = self.tensors.len();
+        let mut parts = Vec::with_capacity(tensors.len());
         let mut next = header.len() as u64;
-        file.write_all_at(&header, 0).map_err(io("write", &path))?;
         for (name, info) in tensors {
             let num_bytes = info.num_bytes();
-            self.tensors.insert(
-                name.clone(),
-                Place {
-                    file: self.files.len(),
-                    file_offset: next,
-                    num_bytes,
-                    written: AtomicU64::new(0),
-                },
-            );
+            let place = PartPlace {
+                file,
+                part: parts.len(),
+            };
+            self.tensors
+                .insert(name.clone(), Place { place, num_bytes });
+            parts.push((next, num_bytes));
             next += num_bytes;
         }
-        file.set_len(next).map_err(io("extend", &path))?;
-        self.files.push((name.to_owned(), file));
-        Ok(())
+        self.of_file.push(first..self.tensors.len());
+        self.staged.add(name.to_owned(), next, parts)?;
+        self.staged.write_around(file, 0, &header)
     }
 
     /// Copies a small file into the directory, under its own name.
@@ -120,7 +118,7 @@ impl HfWriter {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
-        write_file(&self.beside.path().join(name), bytes)
+        write_file(&self.staged.path().join(name), bytes)
     }
 
     /// Names of the tensors that are to be written.
@@ -134,23 +132,28 @@ impl HfWriter {
     /// [`CheckpointError::Unfinished`] names the first tensor with missing bytes; otherwise what the system said.
     /// The destination is untouched then.
     pub fn finish(self) -> Result<PathBuf, CheckpointError> {
-        for (name, place) in &self.tensors {
-            let written = place.written.load(Ordering::Relaxed);
-            if written != place.num_bytes {
+        self.check_written(0..self.tensors.len())?;
+        (0..self.of_file.len())
+            .into_par_iter()
+            .filter(|file| !self.staged.is_finished(*file))
+            .try_for_each(|file| self.staged.finish_file(file))?;
+        self.write_index()?;
+        self.staged.finish()
+    }
+
+    fn check_written(&self, tensors: Range<usize>) -> Result<(), CheckpointError> {
+        for (name, tensor) in &self.tensors[tensors] {
+            let written = self.staged.written(tensor.place);
+            if written != tensor.num_bytes {
                 return Err(CheckpointError::Unfinished {
                     name: name.clone(),
                     written,
-                    num_bytes: place.num_bytes,
-                    dir: self.beside.target().to_owned(),
+                    num_bytes: tensor.num_bytes,
+                    dir: self.staged.target().to_owned(),
                 });
             }
         }
-        self.write_index()?;
-        for (name, file) in &self.files {
-            let path = self.beside.path().join(name);
-            file.sync_all().map_err(io("sync", &path))?;
-        }
-        self.beside.finish()
+        Ok(())
     }
 
     fn write_index(&self) -> Result<(), CheckpointError> {
@@ -161,7 +164,7 @@ impl HfWriter {
         names.sort_by_key(|(name, _)| *name);
         let weight_map: Map<String, Value> = names
             .into_iter()
-            .map(|(name, place)| (name.clone(), self.files[place.file].0.clone().into()))
+            .map(|(name, tensor)| (name.clone(), self.staged.name(tensor.place.file).into()))
             .collect();
         let index = serde_json::json!({"metadata": metadata, "weight_map": weight_map});
         let mut text = serde_json::to_string_pretty(&index).expect("maps of texts are always JSON");
@@ -172,19 +175,45 @@ impl HfWriter {
 
 impl TensorSink for HfWriter {
     fn write(&self, name: &str, offset_bytes: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let place = self
+        let tensor = self
             .tensors
             .get(name)
             .ok_or_else(|| CheckpointError::NoTensor {
                 name: name.to_owned(),
             })?;
-        check_range(name, offset_bytes, bytes.len(), place.num_bytes)?;
-        let (file_name, file) = &self.files[place.file];
-        file.write_all_at(bytes, place.file_offset + offset_bytes)
-            .map_err(io("write", &self.beside.path().join(file_name)))?;
-        place
-            .written
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        check_range(name, offset_bytes, bytes.len(), tensor.num_bytes)?;
+        if self.staged.write(tensor.place, offset_bytes, bytes)? {
+            return Ok(());
+        }
+        Err(CheckpointError::Twice {
+            name: name.to_owned(),
+            start: offset_bytes,
+            end: offset_bytes + bytes.len() as u64,
+            dir: self.staged.target().to_owned(),
+        })
+    }
+}
+
+impl FileSink for HfWriter {
+    fn num_files(&self) -> usize {
+        self.of_file.len()
+    }
+
+    fn file_bytes(&self, file: usize) -> u64 {
+        let tensors = self.tensors[self.of_file[file].clone()].values();
+        tensors.map(|tensor| tensor.num_bytes).sum()
+    }
+
+    fn unwritten(&self, file: usize) -> Vec<&str> {
+        if self.staged.is_finished(file) {
+            return Vec::new();
+        }
+        let tensors = self.tensors[self.of_file[file].clone()].keys();
+        tensors.map(String::as_str).collect()
+    }
+
+    fn finish_file(&self, file: usize) -> Result<(), CheckpointError> {
+        self.check_written(self.of_file[file].clone())?;
+        self.staged.finish_file(file)
     }
 }

@@ -8,9 +8,9 @@ use indexmap::IndexMap;
 use tempfile::NamedTempFile;
 
 use super::ShardInfo;
-use crate::checkpoint::beside::{parent_of, sync_dir};
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::hf::header;
+use crate::checkpoint::staging::{parent_of, sync_dir};
 use crate::checkpoint::{CheckpointError, Overwrite, TensorInfo, TensorSink};
 
 /// Writes one rank's file.

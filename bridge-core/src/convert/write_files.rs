@@ -1,0 +1,98 @@
+//! A plan carried out file by file.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::execute::{Observer, carry_out, copy_observed, in_pool};
+use super::{ConvertError, ExecuteOptions, Report, Rounded};
+use crate::checkpoint::{FileSink, TensorSource};
+use crate::plan::{ModelPlan, TensorPlan};
+
+/// What fills the files of a sink.
+#[derive(Clone, Copy)]
+pub struct Contents<'a> {
+    /// How tensors are made.
+    pub plan: &'a ModelPlan,
+    /// What the plan reads.
+    pub source: &'a dyn TensorSource,
+    /// Where tensors of the sink that are not in the plan are copied from, under their own names.
+    pub carried: Option<&'a dyn TensorSource>,
+}
+
+/// Writes every file of `sink` and finishes each by itself; files that an earlier run finished are left as they are.
+///
+/// `observer` is told of bytes as they are written, those of earlier files included, and stops the conversion with
+/// `Break`. Each tensor is written as by [`super::execute`].
+///
+/// # Errors
+/// [`ConvertError`]; [`ConvertError::Interrupted`] when the observer stopped it.
+pub fn write_files(
+    contents: &Contents<'_>,
+    sink: &dyn FileSink,
+    options: &ExecuteOptions,
+    observer: Observer<'_>,
+) -> Result<Report, ConvertError> {
+    let started = Instant::now();
+    contents.plan.validate()?;
+    let plans: HashMap<&str, (usize, &TensorPlan)> = contents
+        .plan
+        .tensors
+        .iter()
+        .enumerate()
+        .map(|(place, tensor)| (tensor.name.as_str(), (place, tensor)))
+        .collect();
+    let run = || {
+        (0..sink.num_files())
+            .into_par_iter()
+            .map(|file| write_file(contents, &plans, sink, file, options, observer))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let files = in_pool(options.threads, run)?;
+    let tensors = files.iter().map(|(tensors, _, _)| tensors).sum();
+    let bytes = files.iter().map(|(_, bytes, _)| bytes).sum();
+    let mut rounded: Vec<Rounded> = files
+        .into_iter()
+        .flat_map(|(_, _, rounded)| rounded)
+        .collect();
+    rounded.sort_by_key(|tensor| plans[tensor.name.as_str()].0);
+    Ok(Report {
+        tensors,
+        bytes,
+        rounded,
+        elapsed: started.elapsed(),
+    })
+}
+
+fn write_file(
+    contents: &Contents<'_>,
+    plans: &HashMap<&str, (usize, &TensorPlan)>,
+    sink: &dyn FileSink,
+    file: usize,
+    options: &ExecuteOptions,
+    observer: Observer<'_>,
+) -> Result<(usize, u64, Vec<Rounded>), ConvertError> {
+    let names = sink.unwritten(file);
+    if names.is_empty() {
+        return match observer(sink.file_bytes(file)) {
+            std::ops::ControlFlow::Continue(()) => Ok((0, 0, Vec::new())),
+            std::ops::ControlFlow::Break(()) => Err(ConvertError::Interrupted),
+        };
+    }
+    let planned: Vec<&TensorPlan> = names
+        .iter()
+        .filter_map(|name| plans.get(name).map(|(_, tensor)| *tensor))
+        .collect();
+    let rounded = carry_out(&planned, contents.source, sink, options, observer)?;
+    if let Some(carried) = contents.carried {
+        let others: Vec<&str> = names
+            .iter()
+            .copied()
+            .filter(|name| !plans.contains_key(name))
+            .collect();
+        copy_observed(&others, carried, sink, options, observer)?;
+    }
+    sink.finish_file(file).map_err(ConvertError::Finish)?;
+    Ok((names.len(), sink.file_bytes(file), rounded))
+}
