@@ -42,7 +42,7 @@ fn interrupted(signal: &str, args: &[&OsStr], folder: &Path) -> (Option<i32>, St
         let mut entries = fs_err::read_dir(folder).unwrap();
         entries.any(|entry| {
             let name = entry.unwrap().file_name();
-            name.to_string_lossy().contains(".partial-")
+            name.to_string_lossy().contains(".partial")
         })
     };
     while !half_made() && child.try_wait().unwrap().is_none() {
