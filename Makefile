@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench test-peers clean-demo
+.PHONY: help setup demo test lint bench fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
@@ -24,6 +24,7 @@ help:
 	@echo 'make test        every test'
 	@echo 'make lint        format, clippy and docs, warnings as errors'
 	@echo 'make bench       the criterion suites'
+	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
 	@echo 'make test-peers  the same checkpoints through transformers (installs it into $(PEERS))'
 
 setup: tools $(LIBTORCH_READY)
@@ -61,10 +62,19 @@ lint: tools $(LIBTORCH_READY)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo clippy --release -p trainer -p tests --no-default-features --all-targets -- -D warnings
+	cargo clippy --release -p fuzz --features libfuzzer --bins -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
 
 bench: tools $(LIBTORCH_READY)
 	cargo bench -p benches
+
+# A build of its own: the flags of the instrumentation would rebuild everything else.
+TARGET ?= common_pt
+SECONDS ?= 600
+fuzz: tools
+	mkdir -p target/fuzz/$(TARGET)
+	cargo fuzz run --fuzz-dir tests/fuzz --features libfuzzer --sanitizer none --target-dir target/fuzz/build $(TARGET) \
+	  target/fuzz/$(TARGET) tests/fuzz/corpus/$(TARGET) -- -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048
 
 # Peers are test partners: nothing that users run depends on them.
 test-peers: tools $(LIBTORCH_READY) $(PEERS)/ready

@@ -1,0 +1,6 @@
+//! `fuzz::targets::config_json` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    fuzz::check("config_json", input);
+});
