@@ -381,10 +381,13 @@ impl fmt::Display for PipelineLayout {
             return Ok(());
         };
         for run in separated.chunk_by(|a, b| a == b) {
-            if run.len() == 1 {
-                write!(f, "{}|", stage_text(&run[0]))?;
+            let stage = stage_text(&run[0]);
+            let group = format!("({stage}|)*{}", run.len());
+            // A group of a few short stages would be longer than they are, and a text near the limit too long to parse.
+            if group.len() < run.len() * (stage.len() + 1) {
+                f.write_str(&group)?;
             } else {
-                write!(f, "({}|)*{}", stage_text(&run[0]), run.len())?;
+                (0..run.len()).try_for_each(|_| write!(f, "{stage}|"))?;
             }
         }
         f.write_str(&stage_text(last))
@@ -411,6 +414,14 @@ mod tests {
         let layout: PipelineLayout = text.parse()?;
         let stage = |layers: &Vec<LayerWord>| layers.iter().map(|one| one.character()).collect();
         Ok(layout.stages().iter().map(stage).collect())
+    }
+
+    /// Found by fuzzing: printed with groups throughout, this one was longer than what may be parsed.
+    #[test]
+    fn a_layout_near_the_limit_is_printed_so_that_it_parses() {
+        let text = "Et*3t(|t||)*20,029Et*3t(|t||)*20,029,m|L";
+        let layout: PipelineLayout = text.parse().unwrap();
+        assert_eq!(layout.to_string().parse(), Ok(layout));
     }
 
     #[test]
@@ -478,7 +489,8 @@ mod tests {
     fn printing_repeats_stages_and_layers() {
         for (text, wanted) in [
             ("Ettt|tt|tt|tt|m|L", "Et*3|(tt|)*3m|L"),
-            ("E||||L", "E|(|)*3L"),
+            ("E||||L", "E||||L"),
+            ("E|||||||L", "E|(|)*6L"),
             ("EtL", "EtL"),
         ] {
             let layout: PipelineLayout = text.parse().unwrap();
