@@ -1,28 +1,21 @@
 //! The command line: data.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
-use assert_cmd::Command;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tests::golden;
 
+use crate::program::trainer;
+
 /// Exit code, stdout, stderr.
 fn data(file: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = Command::cargo_bin("trainer")
-        .unwrap()
-        .args(["data", "--model"])
-        .arg(golden("checkpoints/moe_vl"))
-        .arg("--data")
-        .arg(file)
-        .args(args)
-        .output()
-        .unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
+    let model = golden("checkpoints/moe_vl");
+    let words = ["data", "--model"].map(OsStr::new);
+    let data = [model.as_os_str(), OsStr::new("--data"), file.as_os_str()];
+    let args = args.iter().map(OsStr::new);
+    trainer(words.into_iter().chain(data).chain(args))
 }
 
 fn lines(stdout: &str) -> Vec<Value> {

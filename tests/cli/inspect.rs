@@ -1,23 +1,14 @@
 //! The command line: inspect.
 
-use assert_cmd::Command;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tests::golden;
 
+use crate::program::trainer;
+
 /// Exit code, stdout, stderr.
 fn inspect(args: &[&str]) -> (i32, String, String) {
-    let output = Command::cargo_bin("trainer")
-        .unwrap()
-        .arg("inspect")
-        .args(args)
-        .output()
-        .unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
+    trainer(std::iter::once(&"inspect").chain(args))
 }
 
 fn path(name: &str) -> String {

@@ -4,11 +4,11 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Stdio;
 
-use assert_cmd::Command;
 use bridge_core::checkpoint::shard::ShardFile;
 use serde_json::Value;
 use tests::golden;
 
+use crate::program::trainer;
 use crate::shard::{convert, words};
 use crate::unshard::unshard;
 
@@ -19,15 +19,10 @@ fn large_model(dir: &Path) {
     config["text_config"]["vocab_size"] = 400_000.into();
     let file = dir.with_extension("json");
     fs_err::write(&file, config.to_string()).unwrap();
-    let output = Command::cargo_bin("trainer")
-        .unwrap()
-        .args(["init", "--dtype", "bfloat16", "--config"])
-        .arg(&file)
-        .arg("--output")
-        .arg(dir)
-        .output()
-        .unwrap();
-    assert!(output.status.success());
+    let words = ["init", "--dtype", "bfloat16", "--config"].map(OsStr::new);
+    let paths = [file.as_os_str(), OsStr::new("--output"), dir.as_os_str()];
+    let (code, _, stderr) = trainer(words.into_iter().chain(paths));
+    assert_eq!(code, 0, "{stderr}");
 }
 
 /// Starts `trainer convert`, sends it a signal as soon as something half-made lies in `folder`, and gives code and stderr.

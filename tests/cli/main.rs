@@ -12,5 +12,6 @@ mod init;
 mod inspect;
 mod interrupted;
 mod plan;
+mod program;
 mod shard;
 mod unshard;

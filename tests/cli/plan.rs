@@ -2,25 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use assert_cmd::Command;
 use serde_json::{Value, json};
 use tests::golden;
 
+use crate::program::trainer;
 use crate::shard::{checkpoint, flags, words};
 
 /// Exit code, stdout, stderr.
 fn plan(model: &str, args: &[String]) -> (i32, String, String) {
-    let output = Command::cargo_bin("trainer")
-        .unwrap()
-        .args(["plan", model])
-        .args(args)
-        .output()
-        .unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
+    let words = ["plan", model].into_iter();
+    trainer(words.chain(args.iter().map(String::as_str)))
 }
 
 fn config(name: &str) -> String {

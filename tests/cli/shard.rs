@@ -3,26 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use assert_cmd::Command;
 use bridge_core::checkpoint::TensorSource;
 use bridge_core::checkpoint::shard::ShardFile;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tests::golden;
 
+use crate::program::trainer;
+
 /// Exit code, stdout, stderr of `trainer convert COMMAND`.
 pub(crate) fn convert(command: &str, args: &[String]) -> (i32, String, String) {
-    let output = Command::cargo_bin("trainer")
-        .unwrap()
-        .args(["convert", command])
-        .args(args)
-        .output()
-        .unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
+    let words = ["convert", command].into_iter();
+    trainer(words.chain(args.iter().map(String::as_str)))
 }
 
 pub(crate) fn words(text: &str) -> Vec<String> {

@@ -44,6 +44,16 @@ pub(crate) fn unshard(shards: &[PathBuf], name: &str, output: &Path, more: &str)
     (code, stderr)
 }
 
+/// The shards make no directory, and the error says these words.
+fn assert_refused(shards: &[PathBuf], name: &str, output: &Path, words: &[&str]) {
+    let (code, stderr) = unshard(shards, name, output, "");
+    assert_eq!(code, 1, "{stderr}");
+    for words in words {
+        assert!(stderr.contains(words), "no `{words}` in {stderr}");
+    }
+    assert!(!output.exists());
+}
+
 /// Every file of one directory equals that of the other.
 fn assert_same_directory(found: &Path, wanted: &Path) {
     let list = |dir: &Path| {
@@ -153,12 +163,7 @@ fn a_rank_that_is_missing_doubled_or_foreign_is_named() {
     };
     let files = make("moe", "moe_vl", "--tp 2 --pp 2", 4);
     let refused = |shards: &[PathBuf], words: &[&str]| {
-        let (code, stderr) = unshard(shards, "moe_vl", &output, "");
-        assert_eq!(code, 1, "{stderr}");
-        for words in words {
-            assert!(stderr.contains(words), "no `{words}` in {stderr}");
-        }
-        assert!(!output.exists());
+        assert_refused(shards, "moe_vl", &output, words);
     };
     let three = [files[0].clone(), files[1].clone(), files[3].clone()];
     refused(
@@ -247,12 +252,7 @@ fn a_damaged_or_foreign_file_is_an_error_with_its_name() {
     let files = write_set("dense_vl", "--tp 2", 2, 1, scratch.path());
     let kept = fs_err::read(&files[1]).unwrap();
     let refused = |shards: &[PathBuf], words: &[&str]| {
-        let (code, stderr) = unshard(shards, "dense_vl", &output, "");
-        assert_eq!(code, 1, "{stderr}");
-        for words in words {
-            assert!(stderr.contains(words), "no `{words}` in {stderr}");
-        }
-        assert!(!output.exists());
+        assert_refused(shards, "dense_vl", &output, words);
     };
     fs_err::write(&files[1], &kept[..kept.len() - 1]).unwrap();
     refused(&files, &["rank1.0.safetensors", "fetch it again"]);
@@ -338,6 +338,8 @@ fn an_unfinished_shard_is_not_there() {
     let create = || ShardWriter::create(file.shard(), &tensors, &target, Overwrite::No).unwrap();
     let writer = create();
     writer.write(&tensors[0].0, 0, &[0; 4]).unwrap();
+    let twice = writer.write(&tensors[0].0, 2, &[0; 4]).unwrap_err();
+    assert!(twice.to_string().contains("written before"), "{twice}");
     let error = writer.finish().unwrap_err().to_string();
     assert!(error.contains("was written to 4 of its"), "{error}");
     drop(create());
