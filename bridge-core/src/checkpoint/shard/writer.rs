@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use indexmap::IndexMap;
 use tempfile::NamedTempFile;
@@ -10,13 +10,13 @@ use tempfile::NamedTempFile;
 use super::ShardInfo;
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::hf::header;
-use crate::checkpoint::staging::{parent_of, sync_dir};
+use crate::checkpoint::staging::{Written, parent_of, sync_dir};
 use crate::checkpoint::{CheckpointError, Overwrite, TensorInfo, TensorSink};
 
 /// Writes one rank's file.
 ///
-/// It is made under a hidden name beside the destination. [`ShardWriter::finish`] checks that every tensor was written
-/// in full, syncs and renames; a writer that is dropped before leaves nothing.
+/// It is made under a hidden name beside the destination. [`ShardWriter::finish`] checks that every byte was written
+/// exactly once, syncs and renames; a writer that is dropped before leaves nothing.
 #[derive(Debug)]
 pub struct ShardWriter {
     target: PathBuf,
@@ -29,7 +29,13 @@ pub struct ShardWriter {
 struct Place {
     file_offset: u64,
     num_bytes: u64,
-    written: AtomicU64,
+    written: Mutex<Written>,
+}
+
+impl Place {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ShardWriter {
@@ -65,7 +71,7 @@ impl ShardWriter {
             let place = Place {
                 file_offset: next,
                 num_bytes,
-                written: AtomicU64::new(0),
+                written: Mutex::default(),
             };
             places.insert(name.clone(), place);
             next += num_bytes;
@@ -89,7 +95,7 @@ impl ShardWriter {
     /// The destination is untouched then.
     pub fn finish(self) -> Result<PathBuf, CheckpointError> {
         for (name, place) in &self.tensors {
-            let written = place.written.load(Ordering::Relaxed);
+            let written = place.lock().count();
             if written != place.num_bytes {
                 return Err(CheckpointError::Unfinished {
                     name: name.clone(),
@@ -125,9 +131,15 @@ impl TensorSink for ShardWriter {
             .as_file()
             .write_all_at(bytes, place.file_offset + offset_bytes)
             .map_err(io("write", self.partial.path()))?;
-        place
-            .written
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        let (start, end) = (offset_bytes, offset_bytes + bytes.len() as u64);
+        if place.lock().insert(start, end, crc32fast::hash(bytes)) {
+            return Ok(());
+        }
+        Err(CheckpointError::Twice {
+            name: name.to_owned(),
+            start,
+            end,
+            dir: self.target.clone(),
+        })
     }
 }

@@ -11,6 +11,7 @@ mod written;
 
 pub(super) use beside::{parent_of, sync_dir, write_file};
 pub(super) use files::{PartPlace, StagedFiles};
+pub(super) use written::Written;
 
 /// What happens to a destination that is there already.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 
 /// Finished pieces of a part: start to end and CRC-32. Neighbours are joined.
 #[derive(Debug, Default)]
-pub(super) struct Written(BTreeMap<u64, (u64, u32)>);
+pub(in crate::checkpoint) struct Written(BTreeMap<u64, (u64, u32)>);
 
 impl Written {
     /// A part that is there from the start to `end`.
-    pub(super) fn whole(end: u64, crc: u32) -> Self {
+    pub(in crate::checkpoint) fn whole(end: u64, crc: u32) -> Self {
         Self((end > 0).then_some((0, (end, crc))).into_iter().collect())
     }
 
     /// `false` if a byte of the piece is there already.
-    pub(super) fn insert(&mut self, mut start: u64, mut end: u64, mut crc: u32) -> bool {
+    pub(in crate::checkpoint) fn insert(
+        &mut self,
+        mut start: u64,
+        mut end: u64,
+        mut crc: u32,
+    ) -> bool {
         if let Some((before, (before_end, before_crc))) = self.0.range(..=start).next_back() {
             if *before_end > start {
                 return false;
@@ -41,12 +46,12 @@ impl Written {
     }
 
     /// How many bytes have arrived.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::checkpoint) fn count(&self) -> u64 {
         self.0.iter().map(|(start, (end, _))| end - start).sum()
     }
 
     /// The checksum of a part that is there from its start.
-    pub(super) fn crc(&self) -> u32 {
+    pub(in crate::checkpoint) fn crc(&self) -> u32 {
         self.0.get(&0).map_or(0, |(_, crc)| *crc)
     }
 }
