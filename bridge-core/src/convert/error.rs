@@ -62,9 +62,6 @@ pub enum ConvertError {
         #[source]
         source: CheckpointError,
     },
-    /// The caller asked to stop.
-    #[error("interrupted")]
-    Interrupted,
     /// A finished file could not be completed, or reading it back failed.
     #[error("while finishing a file")]
     Finish(#[source] CheckpointError),

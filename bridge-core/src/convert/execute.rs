@@ -1,6 +1,6 @@
 //! The executor.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -100,11 +100,7 @@ pub fn execute(
     let started = Instant::now();
     plan.validate()?;
     let tensors: Vec<&TensorPlan> = plan.tensors.iter().collect();
-    let run = || {
-        carry_out(&tensors, source, sink, options, &|_| {
-            ControlFlow::Continue(())
-        })
-    };
+    let run = || carry_out(&tensors, source, sink, options);
     let rounded = in_pool(options.threads, run)?;
     Ok(Report {
         tensors: plan.tensors.len(),
@@ -129,16 +125,12 @@ pub(super) fn in_pool<T: Send>(
     }
 }
 
-/// Is told of bytes that were written; `Break` stops the conversion.
-pub(super) type Observer<'a> = &'a (dyn Fn(u64) -> ControlFlow<()> + Sync);
-
 /// Carries out plans that were validated, and gives the targets that rounded.
 pub(super) fn carry_out(
     tensors: &[&TensorPlan],
     source: &dyn TensorSource,
     sink: &dyn TensorSink,
     options: &ExecuteOptions,
-    observer: Observer<'_>,
 ) -> Result<Vec<Rounded>, ConvertError> {
     let jobs = tensors
         .iter()
@@ -158,11 +150,7 @@ pub(super) fn carry_out(
             let mut buffers = pool.take();
             let rounding = job.run(piece.clone(), source, sink, options, &mut buffers)?;
             pool.give(buffers);
-            let bytes = piece.len() as u64 * job.tensor.dtype.size_bytes() as u64;
-            match observer(bytes) {
-                ControlFlow::Continue(()) => Ok(rounding),
-                ControlFlow::Break(()) => Err(ConvertError::Interrupted),
-            }
+            Ok(rounding)
         })
         .collect::<Result<Vec<Rounding>, ConvertError>>()?;
     let mut rounded: Vec<Rounded> = Vec::new();
@@ -222,16 +210,6 @@ pub fn copy_tensors<S: AsRef<str> + Sync>(
     sink: &dyn TensorSink,
     options: &ExecuteOptions,
 ) -> Result<u64, ConvertError> {
-    copy_observed(names, source, sink, options, &|_| ControlFlow::Continue(()))
-}
-
-pub(super) fn copy_observed<S: AsRef<str> + Sync>(
-    names: &[S],
-    source: &dyn TensorSource,
-    sink: &dyn TensorSink,
-    options: &ExecuteOptions,
-    observer: Observer<'_>,
-) -> Result<u64, ConvertError> {
     let step = options.buffer_bytes.max(1) as u64;
     let mut pieces: Vec<(&str, u64, u64)> = Vec::new();
     for name in names {
@@ -245,23 +223,22 @@ pub(super) fn copy_observed<S: AsRef<str> + Sync>(
         pieces.extend(starts.map(|start| (name, start, step.min(total - start))));
     }
     let pool = Buffers::default();
-    pieces.par_iter().try_for_each(|(name, start, len)| {
-        let mut buffers = pool.take();
-        let buffer = &mut buffers.target;
-        buffer.resize(usize::try_from(*len).unwrap_or(usize::MAX), 0);
-        source
-            .read(name, *start, buffer)
-            .and_then(|()| sink.write(name, *start, buffer))
-            .map_err(|source| ConvertError::Checkpoint {
-                target: (*name).to_owned(),
-                source,
-            })?;
-        pool.give(buffers);
-        match observer(*len) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(ConvertError::Interrupted),
-        }
-    })?;
+    pieces
+        .par_iter()
+        .try_for_each(|(name, start, len)| -> Result<(), ConvertError> {
+            let mut buffers = pool.take();
+            let buffer = &mut buffers.target;
+            buffer.resize(usize::try_from(*len).unwrap_or(usize::MAX), 0);
+            source
+                .read(name, *start, buffer)
+                .and_then(|()| sink.write(name, *start, buffer))
+                .map_err(|source| ConvertError::Checkpoint {
+                    target: (*name).to_owned(),
+                    source,
+                })?;
+            pool.give(buffers);
+            Ok(())
+        })?;
     Ok(pieces.iter().map(|(_, _, len)| len).sum())
 }
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::execute::{Observer, carry_out, copy_observed, in_pool};
-use super::{ConvertError, ExecuteOptions, Report, Rounded};
+use super::execute::{carry_out, in_pool};
+use super::{ConvertError, ExecuteOptions, Report, Rounded, copy_tensors};
 use crate::checkpoint::{FileSink, TensorSource};
 use crate::plan::{ModelPlan, TensorPlan};
 
@@ -23,16 +23,14 @@ pub struct Contents<'a> {
 
 /// Writes every file of `sink` and finishes each by itself; files that an earlier run finished are left as they are.
 ///
-/// `observer` is told of bytes as they are written, those of earlier files included, and stops the conversion with
-/// `Break`. Each tensor is written as by [`super::execute`].
+/// Each tensor is written as by [`super::execute`]. The report counts what this run wrote.
 ///
 /// # Errors
-/// [`ConvertError`]; [`ConvertError::Interrupted`] when the observer stopped it.
+/// [`ConvertError`]; files that were finished by then stay finished.
 pub fn write_files(
     contents: &Contents<'_>,
     sink: &dyn FileSink,
     options: &ExecuteOptions,
-    observer: Observer<'_>,
 ) -> Result<Report, ConvertError> {
     let started = Instant::now();
     contents.plan.validate()?;
@@ -46,7 +44,7 @@ pub fn write_files(
     let run = || {
         (0..sink.num_files())
             .into_par_iter()
-            .map(|file| write_file(contents, &plans, sink, file, options, observer))
+            .map(|file| write_file(contents, &plans, sink, file, options))
             .collect::<Result<Vec<_>, _>>()
     };
     let files = in_pool(options.threads, run)?;
@@ -71,27 +69,23 @@ fn write_file(
     sink: &dyn FileSink,
     file: usize,
     options: &ExecuteOptions,
-    observer: Observer<'_>,
 ) -> Result<(usize, u64, Vec<Rounded>), ConvertError> {
     let names = sink.unwritten(file);
     if names.is_empty() {
-        return match observer(sink.file_bytes(file)) {
-            std::ops::ControlFlow::Continue(()) => Ok((0, 0, Vec::new())),
-            std::ops::ControlFlow::Break(()) => Err(ConvertError::Interrupted),
-        };
+        return Ok((0, 0, Vec::new()));
     }
     let planned: Vec<&TensorPlan> = names
         .iter()
         .filter_map(|name| plans.get(name).map(|(_, tensor)| *tensor))
         .collect();
-    let rounded = carry_out(&planned, contents.source, sink, options, observer)?;
+    let rounded = carry_out(&planned, contents.source, sink, options)?;
     if let Some(carried) = contents.carried {
         let others: Vec<&str> = names
             .iter()
             .copied()
             .filter(|name| !plans.contains_key(name))
             .collect();
-        copy_observed(&others, carried, sink, options, observer)?;
+        copy_tensors(&others, carried, sink, options)?;
     }
     sink.finish_file(file).map_err(ConvertError::Finish)?;
     Ok((names.len(), sink.file_bytes(file), rounded))

@@ -3,16 +3,19 @@
 mod hostile;
 mod refusals;
 mod staging;
+mod write_files;
 
 use std::path::{Path, PathBuf};
 
-use bridge_core::checkpoint::Overwrite;
-use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter, Links};
-use bridge_core::checkpoint::{MemoryTensors, TensorInfo, TensorSource};
+use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter};
+use bridge_core::checkpoint::{Links, Overwrite, TensorInfo, TensorSource};
+use bridge_core::config::HfConfig;
 use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
-use bridge_core::plan::{ModelPlan, PlanOptions};
+use bridge_core::plan::PlanOptions;
 use bridge_core::{AutoBridge, Dtype};
 use tests::golden;
+
+use crate::mapping::memory_for;
 
 /// The directory of a golden checkpoint; those that are renamings of others are made in `scratch`.
 pub(crate) fn directory(name: &str, scratch: &Path) -> PathBuf {
@@ -270,18 +273,6 @@ fn leftovers(dir: &Path) -> Vec<String> {
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .filter(|name| name.contains("partial"))
         .collect()
-}
-
-fn memory_for(plan: &ModelPlan) -> MemoryTensors {
-    let mut memory = MemoryTensors::default();
-    for tensor in &plan.tensors {
-        let info = TensorInfo {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-        };
-        memory.insert(&tensor.name, info);
-    }
-    memory
 }
 
 // What went wrong elsewhere.
