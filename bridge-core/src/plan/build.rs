@@ -164,11 +164,6 @@ pub(super) fn build_tensor(
     }
     checked_numel(name, &parameter.shape)?;
 
-    let own = sources
-        .iter()
-        .map(|source| source.dtype)
-        .reduce(Dtype::widest)
-        .expect("every rule has at least one source");
     let skip = usize::from(rule.is_packed());
     let source_rows: Vec<usize> = sources.iter().map(|source| source.shape[skip]).collect();
     let row_elements: usize = sources[0].shape[skip + 1..].iter().product();
@@ -198,7 +193,7 @@ pub(super) fn build_tensor(
         .then_some(Fill::ZerosFrom(filled));
     Ok(TensorPlan {
         name: name.clone(),
-        dtype: options.dtype_of(name, own),
+        dtype: options.dtype_of(name, own_dtype(parameter, dtype_of)),
         shape,
         role: if split == Split::Replicated && rank > 0 {
             Role::ReplicaOf(name.clone())
@@ -212,6 +207,14 @@ pub(super) fn build_tensor(
         fill,
         transforms: parameter.row.transform.into_iter().collect(),
     })
+}
+
+/// The dtype of a parameter for which none is asked: the widest of its sources.
+pub(super) fn own_dtype(parameter: &Parameter, dtype_of: &dyn Fn(&str) -> Dtype) -> Dtype {
+    let dtypes = parameter.sources.iter().map(|(name, _)| dtype_of(name));
+    dtypes
+        .reduce(Dtype::widest)
+        .expect("every rule has at least one source")
 }
 
 /// The full shape, with the rows that pad a vocabulary.

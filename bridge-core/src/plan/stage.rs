@@ -1,6 +1,6 @@
 //! What one stage of one rank holds, under its local names; and all stages put together again.
 
-use super::build::{Cut, PlanOptions, build_tensor, local_name, local_shape};
+use super::build::{Cut, PlanOptions, build_tensor, local_name, local_shape, own_dtype};
 use super::coverage::checked_numel;
 use super::error::PlanError;
 use super::model_plan::{ModelPlan, Role};
@@ -218,13 +218,6 @@ pub fn model_size(
             .ok_or_else(too_large)?;
     }
     Ok((elements, bytes))
-}
-
-fn own_dtype(parameter: &Parameter, dtype_of: &dyn Fn(&str) -> Dtype) -> Dtype {
-    let dtypes = parameter.sources.iter().map(|(name, _)| dtype_of(name));
-    dtypes
-        .reduce(Dtype::widest)
-        .expect("every rule has at least one source")
 }
 
 /// Makes one plan of Hugging Face tensors out of the plans of all stages of all ranks.
