@@ -18,6 +18,7 @@ pub mod mapping;
 pub mod models;
 pub mod plan;
 pub mod provider;
+mod regular_file;
 pub mod shards;
 mod stage_planner;
 

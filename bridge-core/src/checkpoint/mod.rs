@@ -4,12 +4,14 @@
 
 mod error;
 pub mod hf;
+mod links;
 mod memory;
 pub mod shard;
 mod staging;
 pub mod torch_dist;
 
 pub use error::{CheckpointError, FileProblem};
+pub use links::Links;
 pub use memory::MemoryTensors;
 pub use staging::{Overwrite, ReadBack, Resume, Staging};
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::reader::Reader;
 use super::{ConfigError, TextConfig, VisionConfig};
-use crate::json;
+use crate::{json, regular_file};
 
 /// The architectures that have a table of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,7 +87,7 @@ impl HfConfig {
     /// # Errors
     /// See [`ConfigError`].
     pub fn from_file(file: &Path) -> Result<Self, ConfigError> {
-        let text = fs_err::read(file).map_err(|source| ConfigError::Read {
+        let text = regular_file::read(file).map_err(|source| ConfigError::Read {
             file: file.to_owned(),
             source,
         })?;

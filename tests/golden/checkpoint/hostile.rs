@@ -242,3 +242,43 @@ fn a_device_or_directory_in_place_of_a_file_is_refused() {
     let opened = HfCheckpoint::open_with(linked.path(), Links::Anywhere);
     assert_says(&text(&opened.unwrap_err()), &["not a regular file"]);
 }
+
+/// PROMISES of the readers: a FIFO must not block, a device must not be read without end.
+#[test]
+fn a_fifo_or_device_in_place_of_the_index_or_the_config_is_refused() {
+    use std::os::unix::fs::symlink;
+
+    type Open = fn(&Path) -> String;
+    let cases: [(&str, Open); 2] = [
+        ("model.safetensors.index.json", |dir| {
+            text(&HfCheckpoint::open_with(dir, Links::Anywhere).unwrap_err())
+        }),
+        ("config.json", |dir| {
+            text(&HfConfig::from_dir(dir).unwrap_err())
+        }),
+    ];
+    for (name, open) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(name);
+        let made = std::process::Command::new("mkfifo").arg(&file).status();
+        assert!(made.unwrap().success());
+        assert_says(&open(dir.path()), &[name, "not a regular file"]);
+        fs_err::remove_file(&file).unwrap();
+        symlink("/dev/zero", &file).unwrap();
+        assert_says(&open(dir.path()), &[name, "not a regular file"]);
+    }
+}
+
+#[test]
+fn an_index_that_is_a_link_out_of_the_directory_is_refused() {
+    let dir = copy_of("moe_vl");
+    let outside = tempfile::tempdir().unwrap();
+    let index = dir.path().join("model.safetensors.index.json");
+    let away = outside.path().join("index.json");
+    fs_err::copy(&index, &away).unwrap();
+    fs_err::remove_file(&index).unwrap();
+    std::os::unix::fs::symlink(&away, &index).unwrap();
+    let message = text(&HfCheckpoint::open(dir.path()).unwrap_err());
+    assert_says(&message, &["index.json", "outside the directory"]);
+    assert!(HfCheckpoint::open_with(dir.path(), Links::Anywhere).is_ok());
+}

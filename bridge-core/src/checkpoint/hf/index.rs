@@ -1,11 +1,14 @@
 //! `model.safetensors.index.json`.
 
+use std::io::Read;
 use std::path::{Component, Path};
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{CheckpointError, FileProblem};
+use super::reader::open_file;
+use crate::checkpoint::error::io;
+use crate::checkpoint::{CheckpointError, FileProblem, Links};
 use crate::json;
 
 /// The index's file name.
@@ -22,17 +25,14 @@ pub(super) struct Index {
     pub(super) metadata: Map<String, Value>,
 }
 
-/// Reads an index; shard names are plain file names.
-pub(super) fn read(path: &Path) -> Result<Index, CheckpointError> {
-    let text = fs_err::read(path).map_err(|source| CheckpointError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    parse(&text).map_err(|problems| CheckpointError::Files {
-        path: path.to_owned(),
-        problems,
-    })
+/// Reads the index of a directory; shard names are plain file names.
+pub(super) fn read(dir: &Path, links: Links) -> Result<Index, CheckpointError> {
+    let path = dir.join(INDEX);
+    let mut text = Vec::new();
+    open_file(dir, INDEX, links)?
+        .read_to_end(&mut text)
+        .map_err(io("read", &path))?;
+    parse(&text).map_err(|problems| CheckpointError::Files { path, problems })
 }
 
 fn parse(text: &[u8]) -> Result<Index, Vec<FileProblem>> {

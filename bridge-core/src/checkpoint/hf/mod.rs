@@ -1,7 +1,7 @@
 //! Hugging Face directories: safetensors files, an index, and the small files beside them.
 //!
-//! Everything in a header or an index is untrusted: every sum and product is checked, no allocation is larger than the
-//! file, and shard names stay in the directory.
+//! Everything in a header or an index is untrusted: every sum and product is checked, what is held grows with the
+//! file and not with the numbers in it, and shard names stay in the directory.
 
 pub(in crate::checkpoint) mod header;
 mod index;
@@ -11,6 +11,6 @@ mod support_files;
 mod writer;
 
 pub use layout::{HfLayout, LayoutFile};
-pub use reader::{HfCheckpoint, Links};
+pub use reader::HfCheckpoint;
 pub use support_files::{SUPPORT_FILES, support_files};
 pub use writer::HfWriter;

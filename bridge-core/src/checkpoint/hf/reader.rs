@@ -10,18 +10,9 @@ use serde_json::{Map, Value};
 
 use super::header::{self, Header};
 use super::index::{self, INDEX, SINGLE};
-use crate::checkpoint::error::check_range;
+use crate::checkpoint::error::{check_range, io};
+use crate::checkpoint::links::{self, Links, Refused};
 use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
-
-/// Whether weight files may be links that lead out of the directory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Links {
-    /// Only as the hub's cache makes them: `snapshots/REVISION/FILE` to `blobs/HASH`.
-    #[default]
-    HubCache,
-    /// Anywhere.
-    Anywhere,
-}
 
 /// A Hugging Face directory of one or more safetensors files, every header read and checked.
 #[derive(Debug)]
@@ -67,14 +58,14 @@ impl HfCheckpoint {
                     dir: dir.to_owned(),
                 });
             }
-            let (file, header) = open_file(dir, SINGLE, links)?;
+            let (file, header) = open_weights(dir, SINGLE, links)?;
             return Ok(Self::assemble(
                 dir,
                 vec![(SINGLE.to_owned(), file, header)],
                 None,
             ));
         }
-        let index = index::read(&index_path)?;
+        let index = index::read(dir, links)?;
         let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, file) in &index.weight_map {
             by_file.entry(file).or_default().push(name);
@@ -95,7 +86,7 @@ impl HfCheckpoint {
                 });
                 continue;
             }
-            let (file, header) = open_file(dir, name, links)?;
+            let (file, header) = open_weights(dir, name, links)?;
             compare(name, &tensors, &header, &mut problems);
             opened.push((name.to_owned(), file, header));
         }
@@ -208,51 +199,25 @@ impl HfCheckpoint {
     }
 }
 
-/// Opens one weight file of a directory, after the checks on where it leads and what it is.
-fn open_file(dir: &Path, name: &str, links: Links) -> Result<(File, Header), CheckpointError> {
-    let path = dir.join(name);
-    let io = |action| {
-        let path = path.clone();
-        move |source| CheckpointError::Io {
-            action,
-            path,
-            source,
-        }
-    };
+/// Opens one file of a directory, after the checks on where it leads and what it is.
+pub(super) fn open_file(dir: &Path, name: &str, links: Links) -> Result<File, CheckpointError> {
     let problem = |problem| CheckpointError::Files {
         path: dir.to_owned(),
         problems: vec![problem],
     };
-    let target = path.canonicalize().map_err(io("find"))?;
-    let home = dir.canonicalize().map_err(io("find"))?;
-    if links == Links::HubCache && !stays(&home, &target) {
-        return Err(problem(FileProblem::Link {
-            file: name.to_owned(),
-            target,
-        }));
-    }
-    // Opening a FIFO or a device could block or act.
-    if !target.metadata().map_err(io("look at"))?.is_file() {
-        return Err(problem(FileProblem::NotAFile {
-            file: name.to_owned(),
-        }));
-    }
-    let file = File::open(&target).map_err(io("open"))?;
-    let header = header::read(&file, &path)?;
-    Ok((file, header))
+    let file = name.to_owned();
+    let opened = links::open(dir, name, links).map_err(|refused| match refused {
+        Refused::Io(action, error) => io(action, &dir.join(name))(error),
+        Refused::Link(target) => problem(FileProblem::Link { file, target }),
+        Refused::NotAFile => problem(FileProblem::NotAFile { file }),
+    });
+    Ok(opened?.0)
 }
 
-/// Whether `target` lies in `home`, or in the blobs that belong to a snapshot of the hub's cache.
-fn stays(home: &Path, target: &Path) -> bool {
-    let Some(folder) = target.parent() else {
-        return false;
-    };
-    let blobs = home
-        .parent()
-        .filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))
-        .and_then(Path::parent)
-        .map(|repository| repository.join("blobs"));
-    folder == home || blobs.is_some_and(|blobs| folder == blobs)
+fn open_weights(dir: &Path, name: &str, links: Links) -> Result<(File, Header), CheckpointError> {
+    let file = open_file(dir, name, links)?;
+    let header = header::read(&file, &dir.join(name))?;
+    Ok((file, header))
 }
 
 /// Compares what the index places in a file with what the file holds.

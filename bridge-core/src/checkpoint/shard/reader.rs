@@ -10,6 +10,7 @@ use super::ShardInfo;
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::hf::header;
 use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
+use crate::regular_file;
 
 /// One rank's file, its header read and checked.
 #[derive(Debug)]
@@ -31,12 +32,11 @@ impl ShardFile {
             path: path.to_owned(),
             problems: vec![problem],
         };
-        // Opening a FIFO or a device could block or act.
-        if !fs_err::metadata(path).map_err(io("open", path))?.is_file() {
+        let opened = regular_file::open(path).map_err(io("open", path))?;
+        let (file, _) = opened.ok_or_else(|| {
             let file = path.display().to_string();
-            return Err(wrong(FileProblem::NotAFile { file }));
-        }
-        let file = File::open(path).map_err(io("open", path))?;
+            wrong(FileProblem::NotAFile { file })
+        })?;
         let header = header::read(&file, path)?;
         let info = ShardInfo::from_metadata(&header.metadata)
             .ok_or_else(|| wrong(FileProblem::NotAShard))?
@@ -55,16 +55,6 @@ impl ShardFile {
                 .map(|entry| (entry.name, (entry.info, entry.file_offset)))
                 .collect(),
         })
-    }
-
-    /// Whether a file calls itself a shard; `false` for whatever cannot be read.
-    #[must_use]
-    pub fn is_shard(path: &Path) -> bool {
-        path.is_file()
-            && File::open(path)
-                .ok()
-                .and_then(|file| header::read(&file, path).ok())
-                .is_some_and(|header| ShardInfo::from_metadata(&header.metadata).is_some())
     }
 
     /// The file.

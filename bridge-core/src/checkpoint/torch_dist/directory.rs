@@ -1,7 +1,6 @@
 //! Which files make up a checkpoint, and opening them without being led elsewhere.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,7 +10,7 @@ use super::TorchDistProblem;
 use super::common;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::error::io;
-use crate::checkpoint::hf::Links;
+use crate::checkpoint::links::{self, Links, Refused};
 use crate::json;
 
 pub(super) const METADATA: &str = ".metadata";
@@ -134,46 +133,12 @@ pub(super) fn is_plain(name: &str) -> bool {
 
 /// Opens a regular file of the directory, with its length.
 pub(super) fn open(dir: &Path, name: &str, links: Links) -> Result<(File, u64), CheckpointError> {
-    let path = dir.join(name);
-    let target = path.canonicalize().map_err(io("find", &path))?;
-    let home = dir.canonicalize().map_err(io("find", dir))?;
-    if links == Links::HubCache && !stays(&home, &target) {
-        let file = name.to_owned();
-        return Err(refuse(dir, TorchDistProblem::Link { file, target }));
-    }
-    let not_a_file = || {
-        let file = name.to_owned();
-        refuse(dir, TorchDistProblem::NotAFile { file })
-    };
-    // Opening a FIFO could block and opening a device could act, so look first; and do not block if it changed since.
-    if !target.metadata().map_err(io("look at", &path))?.is_file() {
-        return Err(not_a_file());
-    }
-    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(&target)
-        .map_err(io("open", &path))?;
-    let metadata = file.metadata().map_err(io("look at", &path))?;
-    if !metadata.is_file() {
-        return Err(not_a_file());
-    }
-    Ok((file, metadata.len()))
-}
-
-/// Whether `target` lies in `home`, or in the blobs of the hub's cache that belong to the snapshot around `home`.
-fn stays(home: &Path, target: &Path) -> bool {
-    let Some(folder) = target.parent() else {
-        return false;
-    };
-    let snapshots = home
-        .ancestors()
-        .find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"));
-    let blobs = snapshots
-        .and_then(Path::parent)
-        .map(|cache| cache.join("blobs"));
-    folder == home || blobs.is_some_and(|blobs| folder == blobs)
+    let file = name.to_owned();
+    links::open(dir, name, links).map_err(|refused| match refused {
+        Refused::Io(action, error) => io(action, &dir.join(name))(error),
+        Refused::Link(target) => refuse(dir, TorchDistProblem::Link { file, target }),
+        Refused::NotAFile => refuse(dir, TorchDistProblem::NotAFile { file }),
+    })
 }
 
 /// The data files. The first few hundred stay open once they were used; systems limit open files to 1024 and more.

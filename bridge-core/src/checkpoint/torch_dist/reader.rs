@@ -10,8 +10,7 @@ use super::item::{self, ItemError, Stored};
 use super::metadata::{self, Place, StoredBox, Table};
 use super::{Plain, TorchDistProblem, common};
 use crate::checkpoint::error::{check_range, io};
-use crate::checkpoint::hf::Links;
-use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
+use crate::checkpoint::{CheckpointError, Links, TensorInfo, TensorSource};
 
 /// A checkpoint of Megatron-Core or of torch's distributed checkpoint, its table of contents read and checked.
 ///

@@ -4,7 +4,8 @@
 //! nothing else: an instruction or a name off the lists is an error. Nothing is imported, constructed or called; a
 //! class stays a name, and an instance is that name with what would have been passed to it.
 //!
-//! A pickle of `n` bytes costs at most `32 n + 64 KiB` of memory; the machine stops before more.
+//! The values of a pickle of `n` bytes take at most `32 n + 64 KiB` of memory beside its text; the machine stops before
+//! more.
 
 mod allow;
 mod machine;
