@@ -1,13 +1,89 @@
 //! JSON as files from elsewhere must be read: a key that stands twice is an error, not "the last one wins".
 
 use std::fmt;
+use std::io::{self, Write};
 
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::ser::{Formatter, PrettyFormatter};
 use serde_json::{Map, Value};
 
 /// Parses `text`; refuses duplicate keys, nesting deeper than serde_json's 128 and trailing text.
 pub(crate) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(text).map(|strict| strict.0)
+}
+
+/// `value` with two spaces of indent and floats as Python's `json` writes them, so that a config that was read and written
+/// again differs only where it was changed.
+pub(crate) fn as_python_writes(value: &impl Serialize) -> String {
+    let mut bytes = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Python::default());
+    value
+        .serialize(&mut serializer)
+        .expect("maps, lists and plain values are JSON");
+    bytes.push(b'\n');
+    String::from_utf8(bytes).expect("JSON is UTF-8")
+}
+
+/// [`PrettyFormatter`] but for floats.
+#[derive(Default)]
+struct Python(PrettyFormatter<'static>);
+
+impl Formatter for Python {
+    fn write_f64<W: Write + ?Sized>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        let short = format!("{value:e}");
+        let (digits, exponent) = short.split_once('e').unwrap_or((&short, "0"));
+        let exponent: i32 = exponent.parse().unwrap_or_default();
+        if (-4..16).contains(&exponent) {
+            return write!(writer, "{value:?}");
+        }
+        let sign = if exponent < 0 { '-' } else { '+' };
+        write!(writer, "{digits}e{sign}{:02}", exponent.abs())
+    }
+
+    fn begin_array<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_array(writer)
+    }
+
+    fn end_array<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array(writer)
+    }
+
+    fn begin_array_value<W: Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.0.begin_array_value(writer, first)
+    }
+
+    fn end_array_value<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array_value(writer)
+    }
+
+    fn begin_object<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
+    }
 }
 
 struct Strict(Value);
@@ -96,6 +172,30 @@ mod tests {
         assert_eq!(
             parse(b"18446744073709551615").unwrap(),
             Value::from(u64::MAX)
+        );
+    }
+
+    /// Python 3's `repr` of each.
+    #[test]
+    fn floats_are_spelled_as_python_spells_them() {
+        for (value, wanted) in [
+            (1e-6, "1e-06"),
+            (1.5e-7, "1.5e-07"),
+            (1e-4, "0.0001"),
+            (1e7, "10000000.0"),
+            (0.25, "0.25"),
+            (0.0, "0.0"),
+            (-1e-5, "-1e-05"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.25e100, "1.25e+100"),
+        ] {
+            assert_eq!(as_python_writes(&value), format!("{wanted}\n"));
+        }
+        let nested = serde_json::json!({"a": [], "b": [1, {}], "c": null});
+        assert_eq!(
+            as_python_writes(&nested),
+            "{\n  \"a\": [],\n  \"b\": [\n    1,\n    {}\n  ],\n  \"c\": null\n}\n"
         );
     }
 }

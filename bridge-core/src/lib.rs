@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod convert;
 mod dtype;
+mod first_ten;
 mod json;
 pub mod layout;
 pub mod mapping;
@@ -22,6 +23,9 @@ mod regular_file;
 pub mod shards;
 mod stage_planner;
 
-pub use auto_bridge::{AutoBridge, BridgeError};
+pub use auto_bridge::{
+    AutoBridge, BridgeError, Export, ExportError, ExportOptions, Import, ImportOptions, KeyProblem,
+    Missing,
+};
 pub use dtype::{Dtype, UnknownDtype};
 pub use stage_planner::StagePlanner;

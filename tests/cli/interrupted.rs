@@ -98,7 +98,7 @@ fn an_interrupt_takes_away_what_is_half_made() {
             }
             assert_eq!(code, Some(130), "{stderr}");
             assert!(
-                stderr.contains("interrupted; nothing was written"),
+                stderr.contains("interrupted; the output was not made"),
                 "{stderr}"
             );
             assert!(left.is_empty(), "{left:?}");

@@ -55,7 +55,7 @@ fn assert_refused(shards: &[PathBuf], name: &str, output: &Path, words: &[&str])
 }
 
 /// Every file of one directory equals that of the other.
-fn assert_same_directory(found: &Path, wanted: &Path) {
+pub(crate) fn assert_same_directory(found: &Path, wanted: &Path) {
     let list = |dir: &Path| {
         let mut names: Vec<_> = fs_err::read_dir(dir)
             .unwrap()

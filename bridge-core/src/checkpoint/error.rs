@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::first_ten::first_ten;
+
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -38,7 +40,7 @@ pub enum CheckpointError {
         problems: Vec<FileProblem>,
     },
     /// A `torch_dist` directory contradicts itself, or is not trusted.
-    #[error("{} cannot be used: {}", path.display(), super::torch_dist::first_ten(problems))]
+    #[error("{} cannot be used: {}", path.display(), first_ten(problems))]
     TorchDist {
         /// The file or directory.
         path: PathBuf,
@@ -287,15 +289,6 @@ pub enum FileProblem {
         /// The published name.
         name: String,
     },
-}
-
-fn first_ten(problems: &[FileProblem]) -> String {
-    let mut parts: Vec<String> = problems.iter().take(10).map(ToString::to_string).collect();
-    let more = problems.len().saturating_sub(10);
-    if more > 0 {
-        parts.push(format!("and {more} more"));
-    }
-    parts.join("; ")
 }
 
 /// Names what was done to which path when the system refused it.

@@ -13,7 +13,7 @@ pub mod torch_dist;
 pub use error::{CheckpointError, FileProblem};
 pub use links::Links;
 pub use memory::MemoryTensors;
-pub use staging::{Overwrite, ReadBack, Resume, Staging};
+pub use staging::{Overwrite, ReadBack, Resume, Staging, partial_path};
 
 use crate::Dtype;
 

@@ -71,6 +71,8 @@ pub struct HfConfig {
     pub audio_token_id: i64,
     /// The file's content, unknown keys and key order included.
     pub raw: Map<String, Value>,
+    /// The file.
+    pub file: PathBuf,
 }
 
 impl HfConfig {
@@ -139,6 +141,7 @@ impl HfConfig {
             vision_end_token_id: r.integer("vision_end_token_id").unwrap_or(248_054),
             audio_token_id: r.integer("audio_token_id").unwrap_or(248_076),
             raw: raw.clone(),
+            file: file.clone(),
         };
         let mut problems = r.finish();
         problems.extend(text_problems);

@@ -4,6 +4,7 @@
 //! workspace computes as transformers does. Values that would need other maths are refused here, all
 //! of them at once. Unknown keys are kept in [`HfConfig::raw`]; one that looks like a misspelt known key is refused.
 
+mod edit;
 mod error;
 mod hf_config;
 mod reader;

@@ -7,4 +7,4 @@ mod write_files;
 
 pub use error::ConvertError;
 pub use execute::{ExecuteOptions, NonFinite, Report, Rounded, Transforms, copy_tensors, execute};
-pub use write_files::{Contents, write_files};
+pub use write_files::write_files;

@@ -6,20 +6,9 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::execute::{carry_out, in_pool};
-use super::{ConvertError, ExecuteOptions, Report, Rounded, copy_tensors};
+use super::{ConvertError, ExecuteOptions, Report, Rounded};
 use crate::checkpoint::{FileSink, TensorSource};
 use crate::plan::{ModelPlan, TensorPlan};
-
-/// What fills the files of a sink.
-#[derive(Clone, Copy)]
-pub struct Contents<'a> {
-    /// How tensors are made.
-    pub plan: &'a ModelPlan,
-    /// What the plan reads.
-    pub source: &'a dyn TensorSource,
-    /// Where tensors of the sink that are not in the plan are copied from, under their own names.
-    pub carried: Option<&'a dyn TensorSource>,
-}
 
 /// Writes every file of `sink` and finishes each by itself; files that an earlier run finished are left as they are.
 ///
@@ -28,14 +17,14 @@ pub struct Contents<'a> {
 /// # Errors
 /// [`ConvertError`]; files that were finished by then stay finished.
 pub fn write_files(
-    contents: &Contents<'_>,
+    plan: &ModelPlan,
+    source: &dyn TensorSource,
     sink: &dyn FileSink,
     options: &ExecuteOptions,
 ) -> Result<Report, ConvertError> {
     let started = Instant::now();
-    contents.plan.validate()?;
-    let plans: HashMap<&str, (usize, &TensorPlan)> = contents
-        .plan
+    plan.validate()?;
+    let plans: HashMap<&str, (usize, &TensorPlan)> = plan
         .tensors
         .iter()
         .enumerate()
@@ -44,7 +33,7 @@ pub fn write_files(
     let run = || {
         (0..sink.num_files())
             .into_par_iter()
-            .map(|file| write_file(contents, &plans, sink, file, options))
+            .map(|file| write_file(&plans, source, sink, file, options))
             .collect::<Result<Vec<_>, _>>()
     };
     let files = in_pool(options.threads, run)?;
@@ -64,8 +53,8 @@ pub fn write_files(
 }
 
 fn write_file(
-    contents: &Contents<'_>,
     plans: &HashMap<&str, (usize, &TensorPlan)>,
+    source: &dyn TensorSource,
     sink: &dyn FileSink,
     file: usize,
     options: &ExecuteOptions,
@@ -74,19 +63,11 @@ fn write_file(
     if names.is_empty() {
         return Ok((0, 0, Vec::new()));
     }
-    let planned: Vec<&TensorPlan> = names
+    let tensors: Vec<&TensorPlan> = names
         .iter()
         .filter_map(|name| plans.get(name).map(|(_, tensor)| *tensor))
         .collect();
-    let rounded = carry_out(&planned, contents.source, sink, options)?;
-    if let Some(carried) = contents.carried {
-        let others: Vec<&str> = names
-            .iter()
-            .copied()
-            .filter(|name| !plans.contains_key(name))
-            .collect();
-        copy_tensors(&others, carried, sink, options)?;
-    }
+    let rounded = carry_out(&tensors, source, sink, options)?;
     sink.finish_file(file).map_err(ConvertError::Finish)?;
     Ok((names.len(), sink.file_bytes(file), rounded))
 }

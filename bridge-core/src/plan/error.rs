@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Dtype;
+use crate::first_ten::first_ten;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -190,13 +191,4 @@ fn suggestion(nearest: &Option<String>, hint: Option<&'static str>) -> String {
         (None, Some(name)) => format!(" (the closest known name is `{name}`)"),
         (None, None) => String::new(),
     }
-}
-
-fn first_ten(problems: &[TensorProblem]) -> String {
-    let mut parts: Vec<String> = problems.iter().take(10).map(ToString::to_string).collect();
-    let more = problems.len().saturating_sub(10);
-    if more > 0 {
-        parts.push(format!("and {more} more"));
-    }
-    parts.join("; ")
 }

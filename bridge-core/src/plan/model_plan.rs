@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::copy::Copy;
 use super::error::PlanError;
 use crate::Dtype;
+use crate::checkpoint::TensorInfo;
 use crate::mapping::{Split, Transform};
 
 /// A tensor that a plan reads.
@@ -60,6 +61,27 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
+    /// `name` with everything that the tensor `source` of this dtype and shape has, cast to `dtype`.
+    #[must_use]
+    pub fn whole(name: String, dtype: Dtype, source: String, info: TensorInfo) -> Self {
+        Self {
+            name,
+            dtype,
+            shape: info.shape.clone(),
+            role: Role::Primary,
+            split: Split::Replicated,
+            expert: None,
+            copies: vec![Copy::run(0, 0, 0, info.numel())],
+            sources: vec![SourceTensor {
+                name: source,
+                dtype: info.dtype,
+                shape: info.shape,
+            }],
+            fill: None,
+            transforms: Vec::new(),
+        }
+    }
+
     /// Elements of the target.
     #[must_use]
     pub fn numel(&self) -> usize {
@@ -87,6 +109,16 @@ impl ModelPlan {
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorPlan> {
         self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// Names, dtypes and shapes of all targets, in the plan's order.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(String, TensorInfo)> {
+        let target = |tensor: &TensorPlan| {
+            let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+            (tensor.name.clone(), TensorInfo { dtype, shape })
+        };
+        self.tensors.iter().map(target).collect()
     }
 
     /// Bytes of all targets.

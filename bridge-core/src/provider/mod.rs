@@ -5,6 +5,7 @@
 //! are not here.
 
 mod fields;
+pub mod run_config;
 
 pub use fields::{CommonFields, MtpFields};
 
@@ -102,6 +103,26 @@ impl Provider {
             Self::Dense(provider) => &provider.common,
             Self::Moe(provider) => &provider.common,
         }
+    }
+
+    /// The path of Megatron Bridge's class, as run_config.yaml names it.
+    #[must_use]
+    pub fn target(&self) -> String {
+        let class = self.class_name();
+        format!("megatron.bridge.models.qwen_vl.qwen35_vl_provider.{class}")
+    }
+
+    /// The path of transformers' class of the vision config.
+    #[must_use]
+    pub fn vision_class(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Dense(_) => {
+                "transformers.models.qwen3_5.configuration_qwen3_5.Qwen3_5VisionConfig"
+            }
+            Self::Moe(_) => {
+                "transformers.models.qwen3_5_moe.configuration_qwen3_5_moe.Qwen3_5MoeVisionConfig"
+            }
+        })
     }
 
     /// The name of Megatron Bridge's class.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::BridgeError;
 use crate::checkpoint::CheckpointError;
+use crate::first_ten::first_ten;
 use crate::layout::{LayoutError, RankCoord};
 use crate::plan::PlanError;
 
@@ -128,13 +129,4 @@ pub enum ShardSetError {
         /// The first element that differs; 0 where dtypes differ.
         element: u64,
     },
-}
-
-fn first_ten(problems: &[String]) -> String {
-    let mut parts: Vec<&str> = problems.iter().take(10).map(String::as_str).collect();
-    let more = format!("and {} more", problems.len().saturating_sub(10));
-    if problems.len() > 10 {
-        parts.push(&more);
-    }
-    parts.join("; ")
 }

@@ -17,7 +17,6 @@ use half::{bf16, f16};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 /// Elements that one thread makes at a time; also the length of one random stream, so results do not depend on threads.
@@ -103,8 +102,9 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
             .write(name, info, &writer)
             .with_context(|| format!("write {}", args.output.display()))?;
     }
-    let text = serde_json::to_string_pretty(&config_with_dtype(&config.raw, dtype))?;
-    writer.write_file("config.json", format!("{text}\n").as_bytes())?;
+    let mut written = config.clone();
+    written.set_dtype(dtype);
+    writer.write_file("config.json", written.to_json().as_bytes())?;
     let output = writer.finish()?;
     tracing::info!(
         "wrote {} in {:.1} s",
@@ -135,24 +135,6 @@ fn check_sizes(tensors: &[(String, TensorInfo)]) -> anyhow::Result<()> {
             })?;
     }
     Ok(())
-}
-
-/// The config with the dtype that the weights are stored in, at the top and in `text_config`.
-fn config_with_dtype(raw: &Map<String, Value>, dtype: Dtype) -> Map<String, Value> {
-    let mut raw = raw.clone();
-    let set = |map: &mut Map<String, Value>, always: bool| {
-        map.shift_remove("torch_dtype");
-        if always || map.contains_key("dtype") {
-            map.insert("dtype".to_owned(), dtype.torch_word().into());
-        }
-    };
-    set(&mut raw, true);
-    for (key, always) in [("text_config", true), ("vision_config", false)] {
-        if let Some(Value::Object(part)) = raw.get_mut(key) {
-            set(part, always);
-        }
-    }
-    raw
 }
 
 /// The values of one tensor.

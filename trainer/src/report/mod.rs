@@ -13,6 +13,7 @@ mod table;
 #[cfg(feature = "torch")]
 mod tensorboard;
 mod terminal;
+mod transfer;
 
 #[cfg(feature = "torch")]
 pub(crate) use metrics::{MetricsFile, series};
@@ -26,3 +27,4 @@ pub(crate) use tensorboard::EventFile;
 #[cfg(feature = "torch")]
 pub(crate) use terminal::note;
 pub(crate) use terminal::{ColorChoice, Verbosity, init, json_line, out, print_error};
+pub(crate) use transfer::Transfer;

@@ -67,7 +67,6 @@ pub(crate) fn init(verbosity: Verbosity, color: ColorChoice) {
 }
 
 /// What `init` was told; `Normal` before that.
-#[cfg(feature = "torch")]
 pub(crate) fn verbosity() -> Verbosity {
     VERBOSITY.get().copied().unwrap_or(Verbosity::Normal)
 }
@@ -83,13 +82,11 @@ pub(crate) fn err() -> impl Write {
 }
 
 /// The progress bars of the process; lines are written through [`note`] so that they do not tear them.
-#[cfg(feature = "torch")]
 pub(crate) fn bars() -> &'static MultiProgress {
     &BARS
 }
 
 /// One line on stderr, unless `--quiet`.
-#[cfg(feature = "torch")]
 pub(crate) fn note(line: impl std::fmt::Display) {
     if verbosity() > Verbosity::Quiet {
         BARS.suspend(|| {

@@ -179,6 +179,11 @@ impl HfCheckpoint {
     }
 
     /// Name and metadata of each file, with its tensors in the order of their bytes.
+    /// Paths of the weight files.
+    pub fn paths(&self) -> impl ExactSizeIterator<Item = PathBuf> {
+        self.files.iter().map(|file| self.dir.join(&file.name))
+    }
+
     pub(super) fn files(
         &self,
     ) -> impl Iterator<Item = (&str, &Map<String, Value>, Vec<(&str, &TensorInfo)>)> {

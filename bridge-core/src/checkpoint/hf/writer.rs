@@ -106,11 +106,17 @@ impl HfWriter {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn copy_file(&self, from: &Path) -> Result<(), CheckpointError> {
+        let name = from.file_name().unwrap_or_default();
+        self.copy_file_as(from, &name.to_string_lossy())
+    }
+
+    /// Copies a small file into the directory, under another name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn copy_file_as(&self, from: &Path, name: &str) -> Result<(), CheckpointError> {
         let bytes = fs_err::read(from).map_err(io("read", from))?;
-        self.write_file(
-            &from.file_name().unwrap_or_default().to_string_lossy(),
-            &bytes,
-        )
+        self.write_file(name, &bytes)
     }
 
     /// Writes a small file into the directory.

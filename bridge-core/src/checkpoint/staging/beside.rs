@@ -39,8 +39,7 @@ impl Beside {
         }
         let parent = parent_of(target);
         fs_err::create_dir_all(parent).map_err(io("create", parent))?;
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let partial = parent.join(format!(".{name}.partial"));
+        let partial = partial_path(target);
         let lock = lock(&partial, target)?;
         Ok(Self {
             target: target.to_owned(),
@@ -117,6 +116,13 @@ impl Drop for Beside {
             tracing::warn!("{} could not be removed: {error}", self.partial.display());
         }
     }
+}
+
+/// Where a directory is made before it stands at `target`. An interrupted job leaves its finished files there.
+#[must_use]
+pub fn partial_path(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    parent_of(target).join(format!(".{name}.partial"))
 }
 
 /// Makes the directory where it is not there, and locks it.

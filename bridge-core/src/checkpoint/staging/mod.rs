@@ -9,6 +9,7 @@ mod files;
 mod journal;
 mod written;
 
+pub use beside::partial_path;
 pub(super) use beside::{parent_of, sync_dir, write_file};
 pub(super) use files::{PartPlace, StagedFiles};
 pub(super) use written::Written;

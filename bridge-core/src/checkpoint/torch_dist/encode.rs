@@ -92,7 +92,8 @@ impl ArchiveLayout {
         }
         let start = head.len() as u64 + elsewhere + tail.len() as u64;
         let out = if behind { &mut tail } else { &mut head };
-        let count = u16::try_from(self.entries.len()).expect("archives have three entries");
+        let count =
+            u16::try_from(self.entries.len()).expect("archives have a dozen entries at most");
         let directory_len = directory.len() as u64;
         out.extend(directory);
         out.extend(b"PK\x05\x06\0\0\0\0");
@@ -150,10 +151,16 @@ fn directory_entry(out: &mut Vec<u8>, at: u64, name: &str, crc: u32, len: u64) {
 }
 
 fn tensor_pickle(dtype: Dtype, sizes: &[u64]) -> Vec<u8> {
+    let mut pickle = PickleWriter::new();
+    tensor(&mut pickle, dtype, sizes, "0");
+    pickle.finish()
+}
+
+/// A tensor whose bytes are entry `data/{key}`.
+fn tensor(pickle: &mut PickleWriter, dtype: Dtype, sizes: &[u64], key: &str) {
     let word = dtype.torch_word();
     let class = STORAGES.iter().find(|(_, name)| *name == word);
     let numel: u64 = sizes.iter().product();
-    let mut pickle = PickleWriter::new();
     let function = match class {
         Some(_) => "_rebuild_tensor_v2",
         None => "_rebuild_tensor_v3",
@@ -166,7 +173,7 @@ fn tensor_pickle(dtype: Dtype, sizes: &[u64]) -> Vec<u8> {
                     Some((class, _)) => p.global("torch", class),
                     None => p.global("torch.storage", "UntypedStorage"),
                 }
-                p.text("0");
+                p.text(key);
                 p.text("cpu");
                 p.int(match class {
                     Some(_) => numel,
@@ -183,7 +190,6 @@ fn tensor_pickle(dtype: Dtype, sizes: &[u64]) -> Vec<u8> {
             p.global("torch", word);
         }
     });
-    pickle.finish()
 }
 
 /// Row-major strides in elements, as torch counts them: an empty axis counts as one.
@@ -224,6 +230,47 @@ pub(super) fn common(iteration: u64) -> Vec<u8> {
         });
     });
     ArchiveLayout::object(pickle.finish()).parts(0).0
+}
+
+/// train_state.pt of a checkpoint that was converted: nothing was trained yet. Megatron Bridge counts from it.
+pub(super) fn train_state(step: u64) -> Vec<u8> {
+    const STORAGES: [&str; 8] = [
+        "archive/data/0",
+        "archive/data/1",
+        "archive/data/2",
+        "archive/data/3",
+        "archive/data/4",
+        "archive/data/5",
+        "archive/data/6",
+        "archive/data/7",
+    ];
+    let step = step.to_le_bytes().to_vec();
+    let zero = || vec![0; 8];
+    let fields: [(&str, Dtype, Vec<u8>); 8] = [
+        ("step", Dtype::I64, step),
+        ("consumed_train_samples", Dtype::I64, zero()),
+        ("skipped_train_samples", Dtype::I64, zero()),
+        ("consumed_valid_samples", Dtype::I64, zero()),
+        ("floating_point_operations_so_far", Dtype::F32, vec![0; 4]),
+        ("do_train", Dtype::Bool, vec![0]),
+        ("do_valid", Dtype::Bool, vec![0]),
+        ("do_test", Dtype::Bool, vec![0]),
+    ];
+    let mut pickle = PickleWriter::new();
+    pickle.dict(|p| {
+        for (number, (name, dtype, _)) in fields.iter().enumerate() {
+            p.text(name);
+            tensor(p, *dtype, &[], &number.to_string());
+        }
+    });
+    let mut entries = vec![
+        ("archive/data.pkl", Content::Here(pickle.finish())),
+        ("archive/byteorder", Content::Here(b"little".to_vec())),
+    ];
+    let storages = STORAGES.into_iter().zip(fields);
+    entries.extend(storages.map(|(entry, (_, _, bytes))| (entry, Content::Here(bytes))));
+    entries.push(("archive/version", Content::Here(b"3\n".to_vec())));
+    ArchiveLayout::new(entries).parts(0).0
 }
 
 /// A tensor's or object's place, for the table of contents.

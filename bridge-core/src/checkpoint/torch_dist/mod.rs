@@ -23,6 +23,5 @@ mod writer;
 pub use common::Plain;
 pub use pickle::PickleProblem;
 pub use problem::TorchDistProblem;
-pub(super) use problem::first_ten;
 pub use reader::{Chunk, TorchDistCheckpoint};
 pub use writer::{TorchDistLayout, TorchDistWriter};

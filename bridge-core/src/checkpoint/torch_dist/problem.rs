@@ -167,13 +167,3 @@ pub enum TorchDistProblem {
         expected: u32,
     },
 }
-
-/// The first ten, and how many more.
-pub(crate) fn first_ten(problems: &[TorchDistProblem]) -> String {
-    let mut parts: Vec<String> = problems.iter().take(10).map(ToString::to_string).collect();
-    let more = problems.len().saturating_sub(10);
-    if more > 0 {
-        parts.push(format!("and {more} more"));
-    }
-    parts.join("; ")
-}

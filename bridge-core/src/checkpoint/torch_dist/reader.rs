@@ -123,6 +123,13 @@ impl TorchDistCheckpoint {
         self.files.files.iter().map(|file| file.name.as_str())
     }
 
+    /// Paths of the table of contents and of the data files.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        std::iter::once(METADATA)
+            .chain(self.files())
+            .map(|name| self.dir().join(name))
+    }
+
     /// The chunks of a tensor that hold anything; none for an unknown name.
     pub fn chunks(&self, name: &str) -> impl Iterator<Item = Chunk<'_>> {
         let boxes = self.table.tensors.get(name).map(|tensor| &tensor.boxes);

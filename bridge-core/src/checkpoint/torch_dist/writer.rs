@@ -7,7 +7,9 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 
 use super::TorchDistProblem;
-use super::directory::{self, BACKEND, COMMON, METADATA, TRACKER, refuse};
+use super::directory::{
+    self, BACKEND, COMMON, LATEST_TRAIN_STATE, METADATA, TRACKER, TRAIN_STATE, refuse,
+};
 use super::encode::{self, ArchiveLayout, Bounds, Location};
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::staging::{PartPlace, StagedFiles, sync_dir, write_file};
@@ -208,6 +210,16 @@ impl TorchDistWriter {
     /// [`CheckpointError::Io`].
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
         write_file(&self.dir().join(name), bytes)
+    }
+
+    /// Writes what Megatron Bridge wants beside the tensors: train_state.pt, which counts from this iteration on.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn write_train_state(&self) -> Result<(), CheckpointError> {
+        let bytes = encode::train_state(self.iteration);
+        self.write_file(TRAIN_STATE, &bytes)?;
+        write_file(&self.staged.path().join(LATEST_TRAIN_STATE), &bytes)
     }
 
     /// Checks that everything was written, completes and syncs the files, and moves the directory to its destination.

@@ -1,7 +1,10 @@
 //! `trainer convert`: one file a way of converting.
 
+mod export;
+mod import;
 mod shard;
 mod unshard;
+mod writing;
 
 use std::process::ExitCode;
 
@@ -14,12 +17,16 @@ pub(crate) struct ConvertArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum ConvertCommand {
+    Import(import::ImportArgs),
+    Export(export::ExportArgs),
     Shard(shard::ShardArgs),
     Unshard(unshard::UnshardArgs),
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
+        ConvertCommand::Import(args) => import::run(args),
+        ConvertCommand::Export(args) => export::run(args),
         ConvertCommand::Shard(args) => shard::run(args),
         ConvertCommand::Unshard(args) => unshard::run(args),
     }

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use bridge_core::checkpoint::Overwrite;
 use bridge_core::checkpoint::shard::{ShardInfo, ShardWriter};
-use bridge_core::checkpoint::{Overwrite, TensorInfo};
-use bridge_core::convert::{ExecuteOptions, Report, execute};
-use bridge_core::plan::{ModelPlan, Stage};
+use bridge_core::convert::{ExecuteOptions, execute};
+use bridge_core::plan::Stage;
 use bytesize::ByteSize;
 
+use super::writing::report_rounding;
 use crate::commands::interrupt::Interrupt;
 use crate::commands::layout_args::{LayoutArgs, RankArgs};
 use crate::commands::model::{self, Weights};
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
         Overwrite::No
     };
     let interrupt = Interrupt::listen()?;
-    let writer = ShardWriter::create(&shard, &infos(&plan), &args.output, overwrite)?;
+    let writer = ShardWriter::create(&shard, &plan.targets(), &args.output, overwrite)?;
     let done = execute(
         &plan,
         source,
@@ -77,32 +78,11 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
     )
     .with_context(|| format!("write {}", args.output.display()))?;
     let output = writer.finish()?;
-    report_rounding(&done);
+    report_rounding(&done.rounded);
     tracing::info!(
         "wrote {} in {:.1} s",
         output.display(),
         done.elapsed.as_secs_f64()
     );
     Ok(ExitCode::SUCCESS)
-}
-
-fn infos(plan: &ModelPlan) -> Vec<(String, TensorInfo)> {
-    let info = |tensor: &bridge_core::plan::TensorPlan| {
-        let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
-        (tensor.name.clone(), TensorInfo { dtype, shape })
-    };
-    plan.tensors.iter().map(info).collect()
-}
-
-/// Says which values would not come back exactly.
-fn report_rounding(done: &Report) {
-    if let Some(first) = done.rounded.first() {
-        let elements: usize = done.rounded.iter().map(|one| one.elements).sum();
-        tracing::warn!(
-            "{} tensors were rounded ({elements} values do not come back exactly), first `{}` by up to {:.1e}",
-            done.rounded.len(),
-            first.name,
-            first.max_error
-        );
-    }
 }

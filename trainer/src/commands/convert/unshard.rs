@@ -82,7 +82,6 @@ pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
     let sink = interrupt.sink(&writer);
     let done = execute(&plan, &set, &sink, &options).with_context(doing)?;
     copy_missing(left_out, reference, &sink, &options).with_context(doing)?;
-    drop(sink);
     let output = writer.finish()?;
     tracing::info!(
         "wrote {} in {:.1} s; {compared} copies of parameters agree",

@@ -1,16 +1,25 @@
 //! The front door: a Hugging Face directory, seen as a Megatron model.
 
+mod export;
+mod import;
+mod job;
+
+pub use export::{Export, ExportError, ExportOptions, KeyProblem, Missing};
+pub use import::{Import, ImportOptions};
+
 use std::path::{Path, PathBuf};
 
 use crate::Dtype;
 use crate::checkpoint::hf::HfCheckpoint;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
 use crate::config::{ConfigError, HfConfig};
+use crate::convert::ConvertError;
 use crate::layout::{LayoutError, LayoutSpec, ModelFacts, ParallelLayout};
 use crate::mapping::{Registry, RegistryError, Stored};
 use crate::models::{self, ExpertNames, Facts, Prefixes};
 use crate::plan::{self, KeyStyle, ModelPlan, PlanError, PlanOptions, Stage, TensorProblem};
 use crate::provider::Provider;
+use crate::provider::run_config::RunConfigError;
 use crate::stage_planner::StagePlanner;
 
 /// Why a bridge could not be made or could not plan.
@@ -29,6 +38,29 @@ pub enum BridgeError {
     /// The checkpoint does not fit its config, or the plan's options do not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The layout does not fit the model.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A run_config.yaml cannot be used.
+    #[error(transparent)]
+    RunConfig(#[from] RunConfigError),
+    /// A `torch_dist` directory does not hold the reference's model.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The conversion failed while it ran.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The bridge was made from a config alone.
+    #[error("the model has no weights to convert")]
+    NoWeights,
+    /// The destination would take away what is read.
+    #[error("{} and {} overlap; choose a destination apart from what is read", target.display(), path.display())]
+    Overlap {
+        /// The destination.
+        target: PathBuf,
+        /// What is read.
+        path: PathBuf,
+    },
 }
 
 /// A Hugging Face model (its config and, where there are any, its weights) and the table that maps it.
