@@ -29,3 +29,4 @@ mod tokenizer;
 mod torch_dist;
 #[cfg(feature = "torch")]
 mod training;
+mod verify;

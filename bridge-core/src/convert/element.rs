@@ -14,6 +14,40 @@ pub(super) fn load(dtype: Dtype, bytes: &[u8], index: usize) -> f64 {
     }
 }
 
+/// The value of element `index` of any dtype; integers beyond 2^53 are rounded.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "for messages, beside which the bits stand"
+)]
+pub(super) fn load_any(dtype: Dtype, bytes: &[u8], index: usize) -> f64 {
+    match dtype {
+        Dtype::Bool | Dtype::U8 => f64::from(bytes[index]),
+        Dtype::I8 => f64::from(i8::from_le_bytes(array(bytes, index))),
+        Dtype::I16 => f64::from(i16::from_le_bytes(array(bytes, index))),
+        Dtype::U16 => f64::from(u16::from_le_bytes(array(bytes, index))),
+        Dtype::I32 => f64::from(i32::from_le_bytes(array(bytes, index))),
+        Dtype::U32 => f64::from(u32::from_le_bytes(array(bytes, index))),
+        Dtype::I64 => i64::from_le_bytes(array(bytes, index)) as f64,
+        Dtype::U64 => u64::from_le_bytes(array(bytes, index)) as f64,
+        Dtype::F8E4M3 => float8_e4m3(bytes[index]),
+        Dtype::F8E5M2 => f64::from(f16::from_bits(u16::from(bytes[index]) << 8)),
+        Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64 => load(dtype, bytes, index),
+    }
+}
+
+/// Exponent and mantissa stand in a float16 of a bias 8 higher; all ones are the only NaN, and there is no infinity.
+fn float8_e4m3(bits: u8) -> f64 {
+    if bits & 0x7f == 0x7f {
+        return f64::NAN;
+    }
+    let magnitude = f64::from(f16::from_bits(u16::from(bits & 0x7f) << 7)) * 256.0;
+    if bits & 0x80 == 0 {
+        magnitude
+    } else {
+        -magnitude
+    }
+}
+
 /// Rounds `value` to `dtype` (ties to even) and puts it at element `index`.
 pub(super) fn store(dtype: Dtype, bytes: &mut [u8], index: usize, value: f64) {
     match dtype {
@@ -113,6 +147,16 @@ pub(super) fn cast(from: Dtype, to: Dtype, values: &[u8], into: &mut [u8]) -> Op
         _ => return None,
     }
     Some(Rounding::default())
+}
+
+/// Casts a run of values of any pair of float types.
+pub(super) fn cast_any(from: Dtype, to: Dtype, values: &[u8], into: &mut [u8]) {
+    if cast(from, to, values, into).is_some() {
+        return;
+    }
+    for index in 0..into.len() / to.size_bytes() {
+        store(to, into, index, load(from, values, index));
+    }
 }
 
 fn widen(values: &[u8], into: &mut [u8], load: impl Fn([u8; 2]) -> f32) {

@@ -62,6 +62,15 @@ pub enum ConvertError {
         #[source]
         source: CheckpointError,
     },
+    /// Two sides could not be compared.
+    #[error("while comparing `{target}`")]
+    Compare {
+        /// The tensor.
+        target: String,
+        /// What failed.
+        #[source]
+        source: CheckpointError,
+    },
     /// A finished file could not be completed, or reading it back failed.
     #[error("while finishing a file")]
     Finish(#[source] CheckpointError),

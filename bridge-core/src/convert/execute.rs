@@ -174,22 +174,22 @@ pub(super) fn carry_out(
 }
 
 /// Buffers that pieces take and give back: fresh memory would cost a page fault every 4 KiB.
-#[derive(Default)]
-struct Buffers(Mutex<Vec<Pair>>);
+#[derive(Debug, Default)]
+pub(super) struct Buffers(Mutex<Vec<Pair>>);
 
 /// What a piece becomes, and what is read where that is something else.
-#[derive(Default)]
-struct Pair {
-    target: Vec<u8>,
-    scratch: Vec<u8>,
+#[derive(Debug, Default)]
+pub(super) struct Pair {
+    pub(super) target: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
 }
 
 impl Buffers {
-    fn take(&self) -> Pair {
+    pub(super) fn take(&self) -> Pair {
         self.lock().pop().unwrap_or_default()
     }
 
-    fn give(&self, pair: Pair) {
+    pub(super) fn give(&self, pair: Pair) {
         self.lock().push(pair);
     }
 
@@ -243,14 +243,15 @@ pub fn copy_tensors<S: AsRef<str> + Sync>(
 }
 
 /// One target and the sources as they are.
-struct Job<'a> {
-    tensor: &'a TensorPlan,
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    pub(super) tensor: &'a TensorPlan,
     sources: Vec<TensorInfo>,
     transforms: &'a [Transform],
 }
 
 impl<'a> Job<'a> {
-    fn new(
+    pub(super) fn new(
         tensor: &'a TensorPlan,
         source: &dyn TensorSource,
         options: &ExecuteOptions,
@@ -313,6 +314,23 @@ impl<'a> Job<'a> {
     ) -> Result<Rounding, ConvertError> {
         let size = self.tensor.dtype.size_bytes();
         target.resize(piece.len() * size, 0);
+        let rounding = self.make(piece.clone(), source, options, target, scratch)?;
+        let offset = piece.start as u64 * size as u64;
+        sink.write(&self.tensor.name, offset, target)
+            .map_err(|source| self.failed(source))?;
+        Ok(rounding)
+    }
+
+    /// Makes the elements `piece` of the target.
+    pub(super) fn make(
+        &self,
+        piece: Range<usize>,
+        source: &dyn TensorSource,
+        options: &ExecuteOptions,
+        target: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<Rounding, ConvertError> {
+        let size = self.tensor.dtype.size_bytes();
         if self.tensor.fill.is_some() {
             // Where no copy writes, the plan says zeros.
             target.fill(0);
@@ -330,9 +348,6 @@ impl<'a> Job<'a> {
                 rounding.max_error = rounding.max_error.max(part.max_error);
             }
         }
-        let offset = piece.start as u64 * size as u64;
-        sink.write(&self.tensor.name, offset, target)
-            .map_err(|source| self.failed(source))?;
         Ok(rounding)
     }
 
