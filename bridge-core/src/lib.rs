@@ -24,8 +24,8 @@ pub mod shards;
 mod stage_planner;
 
 pub use auto_bridge::{
-    AutoBridge, BridgeError, Export, ExportError, ExportOptions, Import, ImportOptions, KeyProblem,
-    Missing,
+    AutoBridge, BridgeError, Export, ExportError, ExportOptions, FoundPlan, Import, ImportOptions,
+    KeyProblem, Missing,
 };
 pub use dtype::{Dtype, UnknownDtype};
 pub use stage_planner::StagePlanner;

@@ -16,3 +16,4 @@ mod plan;
 mod program;
 mod shard;
 mod unshard;
+mod verify;

@@ -1,10 +1,12 @@
 //! The front door: a Hugging Face directory, seen as a Megatron model.
 
 mod export;
+mod found;
 mod import;
 mod job;
 
 pub use export::{Export, ExportError, ExportOptions, KeyProblem, Missing};
+pub use found::FoundPlan;
 pub use import::{Import, ImportOptions};
 
 use std::path::{Path, PathBuf};

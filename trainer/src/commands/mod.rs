@@ -1,5 +1,6 @@
 //! One file a command. Each holds its arguments and a `run` that does the job.
 
+mod checkpoint;
 mod completions;
 mod convert;
 mod data;
@@ -17,6 +18,7 @@ mod interrupt;
 mod layout_args;
 mod model;
 mod plan;
+mod verify;
 
 use std::ffi::OsString;
 use std::io;
@@ -62,10 +64,11 @@ enum Command {
     Init(init::InitArgs),
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
+    Verify(verify::VerifyArgs),
 }
 
 /// Parses `args` (the program's name first), runs the command and returns the exit code:
-/// 0 done, 1 the job failed, 2 wrong use, 130 interrupted.
+/// 0 done, 1 the job failed or a difference was found, 2 wrong use, 130 interrupted.
 ///
 /// With `--json` an error is one JSON object `{"error": ...}` on stdout.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -100,6 +103,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Verify(args) => verify::run(args),
     };
     result.unwrap_or_else(|error| {
         if is_closed_pipe(&error) {

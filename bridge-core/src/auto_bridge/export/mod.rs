@@ -2,7 +2,7 @@
 
 mod error;
 mod layout;
-mod stored_keys;
+pub(super) mod stored_keys;
 
 pub use error::{ExportError, KeyProblem};
 

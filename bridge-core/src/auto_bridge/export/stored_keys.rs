@@ -11,7 +11,7 @@ use crate::mapping::{Registry, Rule};
 use crate::plan::{self, KeyStyle, ModelPlan, PlanOptions};
 
 /// A directory, and how the model is stored in it.
-pub(super) struct StoredKeys<'a> {
+pub(in crate::auto_bridge) struct StoredKeys<'a> {
     source: &'a TorchDistCheckpoint,
     options: PlanOptions,
     known: HashSet<String>,
@@ -19,7 +19,7 @@ pub(super) struct StoredKeys<'a> {
 
 impl<'a> StoredKeys<'a> {
     /// Looks at the keys of the whole model, `full`, for their style and for the padding of the vocabulary.
-    pub(super) fn new(
+    pub(in crate::auto_bridge) fn new(
         bridge: &AutoBridge,
         source: &'a TorchDistCheckpoint,
         full: &Registry,
@@ -39,7 +39,7 @@ impl<'a> StoredKeys<'a> {
     }
 
     /// Plans the stored tensors of `registry` under the keys that are there.
-    pub(super) fn plan(
+    pub(in crate::auto_bridge) fn plan(
         &self,
         registry: &Registry,
         dtype_of: &dyn Fn(&str) -> Dtype,
@@ -50,7 +50,7 @@ impl<'a> StoredKeys<'a> {
     }
 
     /// Stored tensors of another shape than `export` reads, or of a dtype that holds no weights.
-    pub(super) fn misshapen(&self, export: &ModelPlan) -> Vec<KeyProblem> {
+    pub(in crate::auto_bridge) fn misshapen(&self, export: &ModelPlan) -> Vec<KeyProblem> {
         let mut seen = HashSet::new();
         let mut problems = Vec::new();
         let sources = export.tensors.iter().flat_map(|tensor| &tensor.sources);
@@ -74,7 +74,7 @@ impl<'a> StoredKeys<'a> {
     }
 
     /// Tensors of `export` that lack a key, each with the first one.
-    pub(super) fn missing(&self, export: &ModelPlan) -> Vec<(String, String)> {
+    pub(in crate::auto_bridge) fn missing(&self, export: &ModelPlan) -> Vec<(String, String)> {
         let absent = |key: &str| self.source.info(key).is_none();
         export
             .tensors
@@ -87,7 +87,7 @@ impl<'a> StoredKeys<'a> {
     }
 
     /// Keys that no tensor of the model has. States of optimizers and modules are not counted.
-    pub(super) fn unknown(&self) -> Vec<String> {
+    pub(in crate::auto_bridge) fn unknown(&self) -> Vec<String> {
         self.source
             .model_tensors()
             .map(|(key, _)| key)

@@ -21,6 +21,18 @@ pub(super) const TRAIN_STATE: &str = "train_state.pt";
 pub(super) const LATEST_TRAIN_STATE: &str = "latest_train_state.pt";
 pub(super) const TRACKER: &str = "latest_checkpointed_iteration.txt";
 
+/// Files of which each such directory has one at least, that of a run or of an iteration; the last is of one whose save
+/// was cut off.
+pub(super) const MARKS: [&str; 6] = [
+    METADATA,
+    BACKEND,
+    TRAIN_STATE,
+    LATEST_TRAIN_STATE,
+    TRACKER,
+    INTERRUPTED,
+];
+const INTERRUPTED: &str = ".metadata.tmp";
+
 /// The folder of an iteration.
 pub(super) fn iteration_name(iteration: u64) -> String {
     format!("iter_{iteration:07}")
@@ -69,7 +81,7 @@ pub(super) fn resolve(dir: &Path, links: Links) -> Result<PathBuf, CheckpointErr
         })?;
         return Ok(dir.join(iteration_name(iteration)));
     }
-    if has(".metadata.tmp") {
+    if has(INTERRUPTED) {
         return Err(refuse(dir, TorchDistProblem::Interrupted));
     }
     Err(refuse(dir, TorchDistProblem::NoMetadata))

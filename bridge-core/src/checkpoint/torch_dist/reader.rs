@@ -94,6 +94,14 @@ impl TorchDistCheckpoint {
         })
     }
 
+    /// Whether `dir` means to be such a directory, whole or not: it has one of the files that say where tensors are.
+    #[must_use]
+    pub fn is_at(dir: &Path) -> bool {
+        directory::MARKS
+            .iter()
+            .any(|name| dir.join(name).symlink_metadata().is_ok())
+    }
+
     /// The directory of the iteration.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -1,0 +1,75 @@
+//! A checkpoint on the command line, of whatever kind it is.
+
+use std::path::{Path, PathBuf};
+
+use bridge_core::checkpoint::hf::HfCheckpoint;
+use bridge_core::checkpoint::shard::ShardFile;
+use bridge_core::checkpoint::torch_dist::TorchDistCheckpoint;
+use bridge_core::checkpoint::{TensorInfo, TensorSource};
+use bridge_core::models::Prefixes;
+
+/// What a path holds.
+pub(crate) enum Checkpoint {
+    /// A Hugging Face directory; its tensors have their published names.
+    Hf(HfCheckpoint),
+    /// The directory of an iteration in Megatron-Core's format.
+    TorchDist(TorchDistCheckpoint),
+    /// One rank's file.
+    Shard(ShardFile),
+}
+
+impl Checkpoint {
+    /// Opens a path: a file is a shard, a directory what its files say.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        if path.is_file() {
+            return Ok(Self::Shard(ShardFile::open(path)?));
+        }
+        if TorchDistCheckpoint::is_at(path) {
+            return Ok(Self::TorchDist(TorchDistCheckpoint::open(path)?));
+        }
+        let checkpoint = HfCheckpoint::open(path)?;
+        let prefixes = Prefixes::detect(checkpoint.names());
+        if prefixes.are_published() {
+            return Ok(Self::Hf(checkpoint));
+        }
+        Ok(Self::Hf(
+            checkpoint.renamed(|name| prefixes.published(name))?,
+        ))
+    }
+
+    /// What it is, in words.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Hf(_) => "Hugging Face directory",
+            Self::TorchDist(_) => "torch_dist directory",
+            Self::Shard(_) => "shard",
+        }
+    }
+
+    /// Its place; of a torch_dist directory, that of the iteration.
+    pub(crate) fn path(&self) -> PathBuf {
+        match self {
+            Self::Hf(checkpoint) => checkpoint.dir().to_owned(),
+            Self::TorchDist(checkpoint) => checkpoint.dir().to_owned(),
+            Self::Shard(file) => file.path().to_owned(),
+        }
+    }
+
+    /// Its bytes.
+    pub(crate) fn source(&self) -> &dyn TensorSource {
+        match self {
+            Self::Hf(checkpoint) => checkpoint,
+            Self::TorchDist(checkpoint) => checkpoint,
+            Self::Shard(file) => file,
+        }
+    }
+
+    /// All tensors, states of optimizers too.
+    pub(crate) fn tensors(&self) -> Vec<(&str, &TensorInfo)> {
+        match self {
+            Self::Hf(checkpoint) => checkpoint.tensors().collect(),
+            Self::TorchDist(checkpoint) => checkpoint.tensors().collect(),
+            Self::Shard(file) => file.tensors().collect(),
+        }
+    }
+}

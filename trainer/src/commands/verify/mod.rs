@@ -1,0 +1,58 @@
+//! `trainer verify`: Compare two checkpoints tensor by tensor.
+
+mod compare;
+mod print;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bridge_core::Dtype;
+
+use self::compare::compare;
+use super::checkpoint::Checkpoint;
+
+/// Compare two checkpoints tensor by tensor, by value and dtype.
+///
+/// Each of A and B is a Hugging Face directory, a torch_dist directory or a rank's file; tensors of different kinds are
+/// compared through the mapping, bit for bit. Exit code 0: nothing differs; 1: something does.
+///
+/// Example: trainer verify Qwen3.5-9B/ megatron/ --torch-dtype bfloat16
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    /// One checkpoint.
+    a: PathBuf,
+    /// The other one.
+    b: PathBuf,
+    /// Compare every tensor in this dtype; without it dtypes must agree, tensor by tensor.
+    #[arg(long, value_name = "DTYPE", value_parser = super::init::parse_dtype)]
+    torch_dtype: Option<Dtype>,
+    /// Leave the multi-token-prediction head out, where a torch_dist directory was saved without it.
+    #[arg(long)]
+    no_mtp: bool,
+    /// The model, or its config file, where neither A nor B is a Hugging Face directory but the mapping is needed: a
+    /// torch_dist directory against a shard, or two torch_dist directories whose keys differ in style.
+    #[arg(long, value_name = "MODEL")]
+    hf_model: Option<PathBuf>,
+    /// Print one JSON object, with every difference.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let open = |path: &PathBuf| {
+        Checkpoint::open(path).with_context(|| format!("open {} to compare it", path.display()))
+    };
+    let (a, b) = (open(&args.a)?, open(&args.b)?);
+    let outcome = compare(&a, &b, args)?;
+    if args.json {
+        print::json(&a, &b, &outcome)?;
+    } else {
+        print::text(&a, &b, &outcome)?;
+    }
+    Ok(if outcome.is_equal() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
