@@ -1,10 +1,13 @@
 //! The command line: inspect.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tests::golden;
 
 use crate::program::trainer;
+use crate::verify::copied;
 
 /// Exit code, stdout, stderr.
 fn inspect(args: &[&str]) -> (i32, String, String) {
@@ -142,4 +145,164 @@ fn a_place_without_a_model_is_an_error() {
         stderr.contains("needs a directory with weights"),
         "{stderr}"
     );
+}
+
+fn json(args: &[&str]) -> Value {
+    let (code, stdout, stderr) = inspect(args);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{args:?}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// Key to what is said of it.
+fn by_name(list: &Value) -> BTreeMap<String, Value> {
+    let entries = list.as_array().unwrap().iter().map(|one| {
+        let mut one = one.clone();
+        let name = one.as_object_mut().unwrap().remove("name").unwrap();
+        (name.as_str().unwrap().to_owned(), one)
+    });
+    entries.collect()
+}
+
+/// Name, dtype, shape, chunks and SHA-256 of every tensor, as torch's distributed checkpoint has them.
+#[test]
+fn every_torch_dist_golden_is_listed_as_torch_reads_it() {
+    let mut directories = 0;
+    for entry in fs_err::read_dir(golden("torch_dist")).unwrap() {
+        let root = entry.unwrap().path();
+        if !root.is_dir() {
+            continue;
+        }
+        let iteration = root.join("iter_0000007");
+        let paths = if iteration.is_dir() {
+            vec![root, iteration]
+        } else {
+            vec![root]
+        };
+        let expected = paths.last().unwrap().join("expected.json");
+        let expected: Value = serde_json::from_slice(&fs_err::read(expected).unwrap()).unwrap();
+        for path in &paths {
+            let path = path.to_string_lossy();
+            let found = json(&[&path, "--tensors", "--checksum", "--json"]);
+            let tensors: BTreeMap<String, Value> =
+                serde_json::from_value(expected["tensors"].clone()).unwrap();
+            assert_eq!(by_name(&found["tensors"]), tensors, "{path}");
+            let objects: BTreeMap<String, Value> =
+                serde_json::from_value(expected["objects"].clone()).unwrap();
+            assert_eq!(by_name(&found["objects"]), objects, "{path}");
+            let files = found["files"].as_array().unwrap();
+            let theirs = expected["files"].as_array().unwrap();
+            let data = theirs
+                .iter()
+                .filter(|name| name.as_str().unwrap().ends_with(".distcp"));
+            assert_eq!(files.len(), data.count(), "{path}");
+            assert!(files.iter().all(|file| theirs.contains(file)));
+            assert_eq!(
+                (&found["schema_version"], &found["kind"]),
+                (&1.into(), &"torch_dist".into())
+            );
+        }
+        directories += 1;
+    }
+    assert_eq!(directories, 11);
+}
+
+#[test]
+fn a_torch_dist_directory_shows_the_run_and_counts_its_optimizer_apart() {
+    let found = json(&[&path("torch_dist/mcore_dense_dp2_optim"), "--json"]);
+    assert_eq!(found["iteration"], 7);
+    assert_eq!(found["model"]["tensors"], 22);
+    assert_eq!(found["optimizer"]["tensors"], 44);
+    assert_eq!(found["extra_states"], 5);
+    assert!(
+        found["model"]["bytes"].as_u64().unwrap() < found["optimizer"]["bytes"].as_u64().unwrap()
+    );
+    let (code, stdout, _) = inspect(&[&path("torch_dist/mcore_moe_bf16_tp2pp2ep2")]);
+    assert_eq!(code, 0);
+    for words in [
+        "iter_0000007",
+        "Qwen35VLMoEModelProvider",
+        "extra states",
+        "bfloat16",
+        "190",
+    ] {
+        assert!(stdout.contains(words), "no `{words}` in {stdout}");
+    }
+    assert!(!stdout.contains("optimizer"), "{stdout}");
+    let found = json(&[&path("megatron/torch_dist_bridge/dense_vl_kv2"), "--json"]);
+    assert_eq!(
+        (&found["hf_model_id"], &found["iteration"]),
+        (&"dense_vl_kv2".into(), &0.into())
+    );
+    let target = found["target"].as_str().unwrap();
+    assert!(target.ends_with("Qwen35VLModelProvider"), "{target}");
+    let (code, _, stderr) = inspect(&[&path("torch_dist/hand_dense"), "--mapping"]);
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("--mapping needs a model directory"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_damaged_torch_dist_directory_is_an_error_that_names_the_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ours = scratch.path().join("hand");
+    copied(&golden("torch_dist/hand_dense_t3"), &ours);
+    let dir = ours.to_string_lossy().into_owned();
+    let refused = |words: &[&str]| {
+        let (code, stdout, stderr) = inspect(&[&dir]);
+        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+        for words in words {
+            assert!(stderr.contains(words), "no `{words}` in {stderr}");
+        }
+    };
+    let file = ours.join("__0_1.distcp");
+    let bytes = fs_err::read(&file).unwrap();
+    fs_err::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&["__0_1.distcp", "cut short, fetch it again"]);
+    fs_err::remove_file(&file).unwrap();
+    refused(&["the file __0_1.distcp is missing"]);
+    fs_err::rename(ours.join(".metadata"), ours.join(".metadata.tmp")).unwrap();
+    refused(&["its save was interrupted"]);
+}
+
+#[test]
+fn a_shard_shows_whose_part_it_is_and_the_hashes_of_its_tensors() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("rank.safetensors");
+    let name = file.to_string_lossy().into_owned();
+    let model = path("checkpoints/moe_vl");
+    let layout = ["--tp", "2", "--ep", "2", "--rank", "1", "--output", &name];
+    let shard = ["convert", "shard", "--hf-model", &model];
+    assert_eq!(trainer(shard.iter().chain(&layout)).0, 0);
+    let found = json(&[&name, "--checksum", "--json"]);
+    assert_eq!(found["kind"], "shard");
+    assert_eq!(
+        found["shard"]["architecture"],
+        "Qwen3_5MoeForConditionalGeneration"
+    );
+    assert_eq!(found["shard"]["tensor_model_parallel_size"], 2);
+    assert_eq!(
+        (&found["shard"]["rank"], &found["shard"]["tp_rank"]),
+        (&1.into(), &1.into())
+    );
+    let bytes = fs_err::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let listed = by_name(&found["tensors"]);
+    assert_eq!(listed.len(), tensors.len());
+    for (tensor, view) in tensors.tensors() {
+        let digest: String = Sha256::digest(view.data())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(listed[&tensor]["sha256"], digest, "{tensor}");
+    }
+    let (_, stdout, _) = inspect(&[&name]);
+    assert!(stdout.contains("tensor_model_parallel_size"), "{stdout}");
+    let (_, stdout, _) = inspect(&[&name, "--tensors"]);
+    assert_eq!(stdout.lines().count(), tensors.len());
+    let whole = path("checkpoints/dense_vl/model.safetensors");
+    let (code, _, stderr) = inspect(&[&whole]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("which rank it belongs to"), "{stderr}");
 }

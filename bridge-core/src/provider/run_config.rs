@@ -196,6 +196,12 @@ impl RunConfig {
         self.model.get("_target_").and_then(Value::as_str)
     }
 
+    /// The Hugging Face model that it was made from.
+    #[must_use]
+    pub fn hf_model_id(&self) -> Option<&str> {
+        self.model.get("hf_model_id").and_then(Value::as_str)
+    }
+
     /// Fields in which it names another model than `provider`. What it does not say is no difference.
     #[must_use]
     pub fn differences(&self, provider: &Provider) -> Vec<Difference> {

@@ -62,6 +62,12 @@ struct Text {
 }
 
 impl ShardInfo {
+    /// All of it, flat, in Megatron's words.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(self.text()).expect("numbers and texts are always JSON")
+    }
+
     /// The header's `__metadata__`.
     pub(super) fn metadata(&self) -> Map<String, Value> {
         let text = serde_json::to_string(&self.text()).expect("numbers and texts are always JSON");

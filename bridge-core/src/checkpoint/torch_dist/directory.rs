@@ -38,6 +38,13 @@ pub(super) fn iteration_name(iteration: u64) -> String {
     format!("iter_{iteration:07}")
 }
 
+/// The iteration that a folder is named after.
+pub(super) fn iteration_of(dir: &Path) -> Option<u64> {
+    let digits = dir.file_name()?.to_str()?.strip_prefix("iter_")?;
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain)
+}
+
 pub(super) fn refuse(path: &Path, problem: TorchDistProblem) -> CheckpointError {
     CheckpointError::TorchDist {
         path: path.to_owned(),

@@ -32,6 +32,8 @@ pub(super) struct StoredBox {
 pub(super) struct StoredTensor {
     pub(super) info: TensorInfo,
     pub(super) boxes: Vec<StoredBox>,
+    /// How many boxes, the empty ones included.
+    pub(super) num_chunks: usize,
 }
 
 /// The whole table.
@@ -230,9 +232,12 @@ fn entry<'a>(
             Cover::Irregular => TorchDistProblem::Irregular { name },
         })?;
     }
-    table
-        .tensors
-        .insert(name.to_owned(), StoredTensor { info, boxes });
+    let stored = StoredTensor {
+        info,
+        boxes,
+        num_chunks: chunks.len(),
+    };
+    table.tensors.insert(name.to_owned(), stored);
     Ok(())
 }
 

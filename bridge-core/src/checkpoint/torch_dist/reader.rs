@@ -150,6 +150,26 @@ impl TorchDistCheckpoint {
         })
     }
 
+    /// How many chunks a tensor is stored in, the empty ones included.
+    #[must_use]
+    pub fn num_chunks(&self, name: &str) -> Option<usize> {
+        let tensor = self.table.tensors.get(name)?;
+        Some(tensor.num_chunks)
+    }
+
+    /// The iteration: what common.pt says, or the directory's name; `None` where neither does.
+    ///
+    /// # Errors
+    /// As [`TorchDistCheckpoint::common`].
+    pub fn iteration(&self) -> Result<Option<u64>, CheckpointError> {
+        if let Some(common) = self.common()?
+            && let Some(Plain::Int(iteration)) = common.get("iteration")
+        {
+            return Ok(u64::try_from(*iteration).ok());
+        }
+        Ok(directory::iteration_of(self.dir()))
+    }
+
     /// What common.pt holds; `None` where there is none.
     ///
     /// # Errors
