@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod data;
+mod diff;
 mod directories;
 #[cfg(feature = "torch")]
 mod finetune;

@@ -35,6 +35,25 @@ pub(super) fn load_any(dtype: Dtype, bytes: &[u8], index: usize) -> f64 {
     }
 }
 
+/// All values of `bytes`, in the place of those that `values` had.
+pub(super) fn widened(dtype: Dtype, bytes: &[u8], values: &mut Vec<f64>) {
+    fn fill<const N: usize>(bytes: &[u8], values: &mut Vec<f64>, load: impl Fn([u8; N]) -> f64) {
+        let (words, _) = bytes.as_chunks::<N>();
+        values.extend(words.iter().map(|word| load(*word)));
+    }
+    values.clear();
+    match dtype {
+        Dtype::Bf16 => fill(bytes, values, |word| f64::from(bf16::from_le_bytes(word))),
+        Dtype::F16 => fill(bytes, values, |word| f64::from(f16::from_le_bytes(word))),
+        Dtype::F32 => fill(bytes, values, |word| f64::from(f32::from_le_bytes(word))),
+        Dtype::F64 => fill(bytes, values, f64::from_le_bytes),
+        other => {
+            let elements = 0..bytes.len() / other.size_bytes();
+            values.extend(elements.map(|index| load_any(other, bytes, index)));
+        }
+    }
+}
+
 /// Exponent and mantissa stand in a float16 of a bias 8 higher; all ones are the only NaN, and there is no infinity.
 fn float8_e4m3(bits: u8) -> f64 {
     if bits & 0x7f == 0x7f {

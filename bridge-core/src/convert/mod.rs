@@ -1,5 +1,6 @@
 //! A plan carried out between a source and a sink, in parallel, with memory bounded by threads x buffer size.
 
+mod diff;
 mod difference;
 mod element;
 mod error;
@@ -8,6 +9,7 @@ mod planned;
 mod verify;
 mod write_files;
 
+pub use diff::{Distance, distances};
 pub use difference::{Difference, Element, Side};
 pub use error::ConvertError;
 pub use execute::{ExecuteOptions, NonFinite, Report, Rounded, Transforms, copy_tensors, execute};

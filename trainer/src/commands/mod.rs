@@ -6,6 +6,7 @@ mod convert;
 mod data;
 #[cfg(feature = "torch")]
 mod demo;
+mod diff;
 #[cfg(feature = "torch")]
 mod finetune;
 #[cfg(feature = "torch")]
@@ -55,6 +56,7 @@ enum Command {
     Data(data::DataArgs),
     #[cfg(feature = "torch")]
     Demo(demo::DemoArgs),
+    Diff(diff::DiffArgs),
     #[cfg(feature = "torch")]
     Finetune(finetune::FinetuneArgs),
     #[cfg(feature = "torch")]
@@ -94,6 +96,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Data(args) => data::run(args),
         #[cfg(feature = "torch")]
         Command::Demo(args) => demo::run(args),
+        Command::Diff(args) => diff::run(args),
         #[cfg(feature = "torch")]
         Command::Finetune(args) => finetune::run(args),
         #[cfg(feature = "torch")]

@@ -5,7 +5,6 @@
 
 #[cfg(feature = "torch")]
 mod metrics;
-#[cfg(feature = "torch")]
 mod plot;
 #[cfg(feature = "torch")]
 mod progress;
@@ -19,6 +18,7 @@ mod transfer;
 pub(crate) use metrics::{MetricsFile, series};
 #[cfg(feature = "torch")]
 pub(crate) use plot::loss_plot;
+pub(crate) use plot::{Labels, line_plot};
 #[cfg(feature = "torch")]
 pub(crate) use progress::{Progress, StepLine, clock};
 pub(crate) use table::{grouped, table};

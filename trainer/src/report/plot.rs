@@ -1,4 +1,4 @@
-//! `loss.svg`: the loss of a run by step.
+//! Lines over whole numbers, drawn as SVG: the loss of a run by step, distances by layer.
 
 use std::path::Path;
 
@@ -15,8 +15,30 @@ const COLORS: [RGBColor; 4] = [
     RGBColor(148, 103, 189),
 ];
 
-/// Draws `series` over steps. Points that are not finite are left out. A file beside is renamed over `path`.
+/// What a plot says beside its lines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Labels<'a> {
+    /// Above it.
+    pub(crate) title: &'a str,
+    /// Below the horizontal axis.
+    pub(crate) x: &'a str,
+    /// Beside the vertical one.
+    pub(crate) y: &'a str,
+}
+
+/// Draws losses over steps.
+#[cfg(feature = "torch")]
 pub(crate) fn loss_plot(path: &Path, title: &str, series: &[Series<'_>]) -> anyhow::Result<()> {
+    let (x, y) = ("step", "loss");
+    line_plot(path, &Labels { title, x, y }, series)
+}
+
+/// Draws `series`. Points that are not finite are left out. A file beside is renamed over `path`.
+pub(crate) fn line_plot(
+    path: &Path,
+    labels: &Labels<'_>,
+    series: &[Series<'_>],
+) -> anyhow::Result<()> {
     let finite = |points: &[(u64, f64)]| -> Vec<(f64, f64)> {
         let finite = points.iter().filter(|(_, y)| y.is_finite());
         #[expect(clippy::cast_precision_loss, reason = "step counts are far below 2^52")]
@@ -43,15 +65,15 @@ pub(crate) fn loss_plot(path: &Path, title: &str, series: &[Series<'_>]) -> anyh
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
-            .caption(title, ("sans-serif", 22))
+            .caption(labels.title, ("sans-serif", 22))
             .margin(16)
             .x_label_area_size(44)
             .y_label_area_size(60)
             .build_cartesian_2d(first..last, bottom..top * 1.05)?;
         chart
             .configure_mesh()
-            .x_desc("step")
-            .y_desc("loss")
+            .x_desc(labels.x)
+            .y_desc(labels.y)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .light_line_style(WHITE)
             .label_style(("sans-serif", 14))
@@ -89,18 +111,27 @@ mod tests {
     fn plot_is_an_svg_with_a_line_a_series_and_survives_odd_points() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("loss.svg");
+        let labels = Labels {
+            title: "run",
+            x: "step",
+            y: "loss",
+        };
         let loss = (1..=50).map(|step| (step, 7.0 / step as f64)).collect();
         let eval = vec![(25, 1.0), (50, f64::NAN)];
-        loss_plot(
+        line_plot(
             &path,
-            "run",
+            &labels,
             &[("loss", loss), ("eval_loss", eval), ("none", vec![])],
         )
         .unwrap();
         let svg = fs_err::read_to_string(&path).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        assert!(svg.contains("eval_loss"));
-        loss_plot(&path, "empty", &[("loss", vec![])]).unwrap();
-        loss_plot(&path, "one", &[("loss", vec![(1, 2.0)])]).unwrap();
+        assert!(
+            ["eval_loss", "run", "step"]
+                .iter()
+                .all(|words| svg.contains(words))
+        );
+        line_plot(&path, &labels, &[("loss", vec![])]).unwrap();
+        line_plot(&path, &labels, &[("loss", vec![(1, 2.0)])]).unwrap();
     }
 }
