@@ -13,7 +13,7 @@ use crate::shard::{convert, words};
 use crate::unshard::unshard;
 
 /// A model of 100 MB, so that there is time to interrupt its conversion.
-fn large_model(dir: &Path) {
+pub(crate) fn large_model(dir: &Path) {
     let text = fs_err::read(golden("checkpoints/dense_vl/config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&text).unwrap();
     config["text_config"]["vocab_size"] = 400_000.into();

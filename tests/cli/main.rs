@@ -1,6 +1,7 @@
 //! Tests of the cli room.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod broken_off;
 mod data;
 mod diff;
 mod directories;

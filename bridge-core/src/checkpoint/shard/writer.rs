@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use super::ShardInfo;
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::hf::header;
-use crate::checkpoint::staging::{Written, parent_of, sync_dir};
+use crate::checkpoint::staging::{Written, parent_of, sync_dir, sync_file};
 use crate::checkpoint::{CheckpointError, Overwrite, TensorInfo, TensorSink};
 
 /// Writes one rank's file.
@@ -106,7 +106,7 @@ impl ShardWriter {
             }
         }
         let file = self.partial.as_file();
-        file.sync_all().map_err(io("sync", self.partial.path()))?;
+        sync_file(file, self.partial.path())?;
         let moved = match self.overwrite {
             Overwrite::Yes => self.partial.persist(&self.target),
             // Somebody may have made the destination since.

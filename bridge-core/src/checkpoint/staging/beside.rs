@@ -1,7 +1,7 @@
 //! The hidden directory, its lock, and the step that makes it the destination.
 
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +9,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::Overwrite;
+use super::disk::{exchange, rename, sync_dir};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::error::io;
 
@@ -86,20 +87,13 @@ impl Beside {
             .map_err(io("set the rights of", &self.partial))?;
         sync_dir(&self.partial)?;
         if self.overwrite == Overwrite::Yes && is_taken(&target) {
-            // One step: a reader sees the old directory or the new one. The old one then goes with `self`.
-            rustix::fs::renameat_with(
-                rustix::fs::CWD,
-                &self.partial,
-                rustix::fs::CWD,
-                &target,
-                rustix::fs::RenameFlags::EXCHANGE,
-            )
-            .map_err(|error| io("replace", &target)(error.into()))?;
+            // The old one then goes with `self`.
+            exchange(&self.partial, &target)?;
             sync_dir(parent_of(&target))?;
             self.keep();
             remove(&self.partial).map_err(io("remove the old content of", &target))?;
         } else {
-            fs_err::rename(&self.partial, &target).map_err(io("create", &target))?;
+            rename(&self.partial, &target)?;
             // The directory is the result now.
             self.keep();
             sync_dir(parent_of(&target))?;
@@ -172,20 +166,6 @@ fn remove(dir: &Path) -> std::io::Result<()> {
     } else {
         fs_err::remove_file(dir)
     }
-}
-
-/// Writes a small file in full and syncs it.
-pub(in crate::checkpoint) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let file = File::create(path).map_err(io("create", path))?;
-    file.write_all_at(bytes, 0)
-        .and_then(|()| file.sync_all())
-        .map_err(io("write", path))
-}
-
-pub(in crate::checkpoint) fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(io("sync", dir))
 }
 
 pub(in crate::checkpoint) fn parent_of(target: &Path) -> &Path {

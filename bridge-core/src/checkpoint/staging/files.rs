@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::beside::Beside;
+use super::disk::sync_file;
 use super::journal::{Finished, Journal};
 use super::written::Written;
 use super::{ReadBack, Resume, Staging};
@@ -224,7 +225,7 @@ impl StagedFiles {
     /// Syncs a file all of whose parts have arrived, reads it back when that was asked for, and records it.
     pub(in crate::checkpoint) fn finish_file(&self, file: usize) -> Result<(), CheckpointError> {
         let file = &self.files[file];
-        file.file.sync_all().map_err(io("sync", &file.path))?;
+        sync_file(&file.file, &file.path)?;
         let handed_in: Vec<u32> = file
             .parts
             .iter()

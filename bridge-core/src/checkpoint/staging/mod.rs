@@ -5,12 +5,14 @@
 //! This room knows no formats: a file is a name, a length and parts that are filled from any side.
 
 mod beside;
+mod disk;
 mod files;
 mod journal;
 mod written;
 
+pub(super) use beside::parent_of;
 pub use beside::partial_path;
-pub(super) use beside::{parent_of, sync_dir, write_file};
+pub(super) use disk::{sync_dir, sync_file, write_file};
 pub(super) use files::{PartPlace, StagedFiles};
 pub(super) use written::Written;
 
