@@ -25,7 +25,7 @@ help:
 	@echo 'make lint        format, clippy and docs, warnings as errors'
 	@echo 'make bench       the criterion suites'
 	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
-	@echo 'make test-peers  the same checkpoints through transformers (installs it into $(PEERS))'
+	@echo 'make test-peers  the same checkpoints through transformers, torch and Megatron-Core (installs them into $(PEERS))'
 
 setup: tools $(LIBTORCH_READY)
 	@echo 'ready: make demo, make test, or cargo run --release -p trainer -- --help'
@@ -79,6 +79,7 @@ fuzz: tools
 # Peers are test partners: nothing that users run depends on them.
 test-peers: tools $(LIBTORCH_READY) $(PEERS)/ready
 	cargo build --release -p trainer
+	$(PEERS)/bin/python tests/peers/megatron_loads_output.py --trainer target/release/trainer
 	$(PEERS)/bin/python tests/peers/transformers_loads_output.py --trainer target/release/trainer
 
 $(PEERS)/ready:

@@ -27,7 +27,8 @@ pub(crate) struct ImportArgs {
     /// The directory to make.
     #[arg(long, value_name = "DIR")]
     megatron_path: PathBuf,
-    /// Store norms in float32 that Megatron, which keeps them minus one, would round: the way back is exact then.
+    /// Store norms in float32 that Megatron, which keeps them minus one, would round: the way back is exact then. A bfloat16
+    /// model in Megatron-Core loads them (and rounds them).
     #[arg(long)]
     exact_norms: bool,
     /// Pad the vocabulary to a multiple of N; without it there is no padding.
