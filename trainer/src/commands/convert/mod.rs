@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod roundtrip;
 mod shard;
 mod unshard;
 mod writing;
@@ -19,6 +20,7 @@ pub(crate) struct ConvertArgs {
 enum ConvertCommand {
     Import(import::ImportArgs),
     Export(export::ExportArgs),
+    Roundtrip(roundtrip::RoundtripArgs),
     Shard(shard::ShardArgs),
     Unshard(unshard::UnshardArgs),
 }
@@ -27,6 +29,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         ConvertCommand::Import(args) => import::run(args),
         ConvertCommand::Export(args) => export::run(args),
+        ConvertCommand::Roundtrip(args) => roundtrip::run(args),
         ConvertCommand::Shard(args) => shard::run(args),
         ConvertCommand::Unshard(args) => unshard::run(args),
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bridge_core::Dtype;
+use bridge_core::convert::{Comparison, Side};
 
 use self::compare::compare;
 use super::checkpoint::Checkpoint;
@@ -55,4 +56,9 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Prints what a comparison found; `a` is the side that is called A.
+pub(crate) fn print_differences(comparison: &Comparison, a: Side) -> anyhow::Result<()> {
+    print::comparison_alone(comparison, a)
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use bridge_core::convert::{Difference, Element, Side};
+use bridge_core::convert::{Comparison, Difference, Element, Side};
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
@@ -22,18 +22,7 @@ pub(super) fn text(a: &Checkpoint, b: &Checkpoint, outcome: &Outcome) -> anyhow:
         writeln!(out, "{letter}: {}, {}", side.path().display(), side.kind())?;
     }
     let comparison = &outcome.comparison;
-    let lines = comparison
-        .differences
-        .iter()
-        .map(|difference| line(difference, outcome.a))
-        .chain(outcome.damaged.iter().cloned());
-    for line in lines.take(SHOWN) {
-        writeln!(out, "{line}")?;
-    }
-    let total = comparison.differences.len() + outcome.damaged.len();
-    if total > SHOWN {
-        writeln!(out, "and {} more", grouped(total - SHOWN))?;
-    }
+    let total = differences(&mut out, comparison, outcome.a, &outcome.damaged)?;
     let tolerated = &outcome.tolerated;
     let padding = usize::try_from(comparison.padding).unwrap_or(usize::MAX);
     for (count, what) in [
@@ -49,13 +38,47 @@ pub(super) fn text(a: &Checkpoint, b: &Checkpoint, outcome: &Outcome) -> anyhow:
             writeln!(out, "not compared: {} {what}", grouped(count))?;
         }
     }
-    let verdict = if outcome.is_equal() {
-        "equal".to_owned()
-    } else {
-        match total {
-            1 => "1 difference".to_owned(),
-            _ => format!("{} differences", grouped(total)),
-        }
+    verdict(&mut out, comparison, total)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints the first differences and the result of a comparison whose sides need no names.
+pub(super) fn comparison_alone(comparison: &Comparison, a: Side) -> anyhow::Result<()> {
+    let mut out = report::out();
+    let total = differences(&mut out, comparison, a, &[])?;
+    verdict(&mut out, comparison, total)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints the first differences, and gives how many there are.
+fn differences(
+    out: &mut impl Write,
+    comparison: &Comparison,
+    a: Side,
+    damaged: &[String],
+) -> anyhow::Result<usize> {
+    let lines = comparison
+        .differences
+        .iter()
+        .map(|difference| line(difference, a))
+        .chain(damaged.iter().cloned());
+    for line in lines.take(SHOWN) {
+        writeln!(out, "{line}")?;
+    }
+    let total = comparison.differences.len() + damaged.len();
+    if total > SHOWN {
+        writeln!(out, "and {} more", grouped(total - SHOWN))?;
+    }
+    Ok(total)
+}
+
+fn verdict(out: &mut impl Write, comparison: &Comparison, total: usize) -> anyhow::Result<()> {
+    let verdict = match total {
+        0 => "equal".to_owned(),
+        1 => "1 difference".to_owned(),
+        _ => format!("{} differences", grouped(total)),
     };
     writeln!(
         out,
@@ -63,7 +86,6 @@ pub(super) fn text(a: &Checkpoint, b: &Checkpoint, outcome: &Outcome) -> anyhow:
         grouped(comparison.tensors),
         ByteSize(comparison.bytes)
     )?;
-    out.flush()?;
     Ok(())
 }
 
