@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod broken_off;
+mod checksums;
 mod data;
 mod diff;
 mod directories;

@@ -1,6 +1,7 @@
 //! One file a command. Each holds its arguments and a `run` that does the job.
 
 mod checkpoint;
+mod checksums;
 mod completions;
 mod convert;
 mod data;

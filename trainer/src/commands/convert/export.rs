@@ -129,5 +129,6 @@ fn write(export: &Export<'_>, args: &ExportArgs, started: Instant) -> anyhow::Re
     let output = writer.finish()?;
     report_rounding(&done.rounded);
     say_done(&output, &done, started);
+    args.write.record(&output)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -102,5 +102,6 @@ fn write(import: &Import<'_>, args: &ImportArgs, started: Instant) -> anyhow::Re
         report_rounding(&done.rounded);
     }
     say_done(&output, &done, started);
+    args.write.record(&output)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use bridge_core::convert::{ExecuteOptions, execute};
 use bridge_core::plan::Stage;
 use bytesize::ByteSize;
 
-use super::writing::report_rounding;
+use super::writing::{record, report_rounding};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::layout_args::{LayoutArgs, RankArgs};
 use crate::commands::model::{self, Weights};
@@ -32,6 +32,9 @@ pub(crate) struct ShardArgs {
     /// Replace what is at the output.
     #[arg(long)]
     overwrite: bool,
+    /// Write the SHA-256 of every file and tensor to checksums.json, against which `trainer verify` holds the output later.
+    #[arg(long)]
+    checksum: bool,
     #[command(flatten)]
     layout: LayoutArgs,
     #[command(flatten)]
@@ -84,5 +87,6 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
         output.display(),
         done.elapsed.as_secs_f64()
     );
+    record(args.checksum, &output)?;
     Ok(ExitCode::SUCCESS)
 }

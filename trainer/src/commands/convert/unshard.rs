@@ -11,6 +11,7 @@ use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
 use bridge_core::shards::ShardSet;
 use bytesize::ByteSize;
 
+use super::writing::record;
 use crate::commands::interrupt::Interrupt;
 use crate::commands::model::{self, Weights};
 
@@ -37,6 +38,9 @@ pub(crate) struct UnshardArgs {
     /// Replace what is at the output.
     #[arg(long)]
     overwrite: bool,
+    /// Write the SHA-256 of every file and tensor to checksums.json, against which `trainer verify` holds the output later.
+    #[arg(long)]
+    checksum: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -88,6 +92,7 @@ pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
         output.display(),
         done.elapsed.as_secs_f64()
     );
+    record(args.checksum, &output)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::time::Instant;
 
+use anyhow::Context;
 use bridge_core::checkpoint::{FileSink, Overwrite, ReadBack, Resume, Staging, partial_path};
 use bridge_core::convert::{Report, Rounded};
 use bridge_core::{BridgeError, Dtype};
 use bytesize::ByteSize;
 
+use crate::commands::checksums;
 use crate::commands::interrupt::Interrupt;
 use crate::report::Transfer;
 
@@ -30,6 +32,9 @@ pub(crate) struct WriteArgs {
     /// Do not read back what was written.
     #[arg(long)]
     no_verify: bool,
+    /// Write the SHA-256 of every file and tensor to checksums.json, against which `trainer verify` holds the output later.
+    #[arg(long)]
+    checksum: bool,
     /// Show no progress.
     #[arg(long)]
     no_progress: bool,
@@ -53,6 +58,11 @@ impl WriteArgs {
         }
     }
 
+    /// Writes the checksums of what was written, where that was asked for.
+    pub(crate) fn record(&self, output: &Path) -> anyhow::Result<()> {
+        record(self.checksum, output)
+    }
+
     /// Fills the files of `writer` with `write`, under the eyes of the user and until Ctrl-C.
     pub(crate) fn fill<W: FileSink>(
         &self,
@@ -74,6 +84,16 @@ impl WriteArgs {
         let transfer = Transfer::start(total, !self.no_progress);
         write(&interrupt.sink(writer).showing(&transfer))
     }
+}
+
+/// Writes the checksums of a finished output, or takes away those of what it replaced.
+pub(crate) fn record(asked: bool, output: &Path) -> anyhow::Result<()> {
+    if !asked {
+        return checksums::forget(output);
+    }
+    let record = checksums::record(output).context("record checksums")?;
+    tracing::info!("wrote {}", record.display());
+    Ok(())
 }
 
 /// Says where a conversion that failed left finished files.

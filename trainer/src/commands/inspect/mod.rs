@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use bridge_core::checkpoint::torch_dist::TorchDistCheckpoint;
 
+use super::checksums;
+
 /// The form of `--json`; it changes when a key changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
 
@@ -36,6 +38,10 @@ pub(crate) struct InspectArgs {
     /// List every tensor with the SHA-256 of its bytes.
     #[arg(long)]
     checksum: bool,
+    /// Write the checksums of every file and tensor to checksums.json, against which `trainer verify DIR` holds the
+    /// checkpoint later.
+    #[arg(long, requires = "checksum")]
+    record: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -56,6 +62,10 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         torch_dist::run(args)?;
     } else {
         hf::run(args)?;
+    }
+    if args.record {
+        let record = checksums::record(&args.path)?;
+        tracing::info!("wrote {}", record.display());
     }
     Ok(ExitCode::SUCCESS)
 }

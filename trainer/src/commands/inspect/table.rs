@@ -8,12 +8,9 @@ use bytesize::ByteSize;
 use comfy_table::Table;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
+use crate::commands::checksums::sha256;
 use crate::report::table;
-
-/// Bytes that are hashed at a time.
-const BLOCK: usize = 1 << 20;
 
 /// One tensor.
 pub(super) struct TensorLine {
@@ -64,22 +61,6 @@ pub(super) fn hash(
         line.sha256 = Some(sha256(source, &line.name)?);
         Ok(())
     })
-}
-
-fn sha256(source: &dyn TensorSource, name: &str) -> Result<String, CheckpointError> {
-    let num_bytes = source.info(name).map_or(0, |info| info.num_bytes());
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0u8; usize::try_from(num_bytes).unwrap_or(BLOCK).min(BLOCK)];
-    let mut offset = 0;
-    while offset < num_bytes {
-        let left = usize::try_from(num_bytes - offset).unwrap_or(usize::MAX);
-        let len = left.min(buffer.len());
-        source.read(name, offset, &mut buffer[..len])?;
-        hash.update(&buffer[..len]);
-        offset += len as u64;
-    }
-    let digest = hash.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A line a tensor.
