@@ -1,5 +1,6 @@
 //! The command line: init.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -66,6 +67,32 @@ fn a_new_checkpoint_has_the_tensors_of_a_published_one() {
         };
         assert_eq!(list(&found), list(&wanted), "{name}");
         let bridge = AutoBridge::from_hf_pretrained(&output).unwrap();
+        bridge.plan(&PlanOptions::default()).unwrap();
+    }
+}
+
+/// The Hugging Face names of the table that Megatron Bridge has for the architecture, and no others.
+#[test]
+fn language_models_alone_and_classifiers_have_the_tensors_of_their_tables() {
+    let scratch = tempfile::tempdir().unwrap();
+    for name in ["dense_text", "moe_text", "dense_token_classification"] {
+        let config = golden(&format!("megatron/checkpoints/{name}/config.json"));
+        let output = scratch.path().join(name);
+        let (code, stderr) = init(&config, &output, &["--dtype", "bfloat16"]);
+        assert_eq!(code, 0, "{stderr}");
+        let table = fs_err::read(golden(&format!("megatron/mapping.{name}.json"))).unwrap();
+        let table: serde_json::Value = serde_json::from_slice(&table).unwrap();
+        let mut wanted = BTreeSet::new();
+        for parameter in table["parameters"].as_array().unwrap() {
+            for hf in parameter["hf"].as_object().unwrap().values() {
+                wanted.insert(hf["name"].as_str().unwrap().to_owned());
+            }
+        }
+        let found = HfCheckpoint::open(&output).unwrap();
+        let found: BTreeSet<String> = found.names().map(str::to_owned).collect();
+        assert_eq!(found, wanted, "{name}");
+        let bridge = AutoBridge::from_hf_pretrained(&output).unwrap();
+        assert_eq!(bridge.config().text.dtype, Some(Dtype::Bf16));
         bridge.plan(&PlanOptions::default()).unwrap();
     }
 }

@@ -109,6 +109,50 @@ fn the_mapping_prints_what_runs() {
 }
 
 #[test]
+fn language_models_alone_and_classifiers_are_shown_with_their_own_tables() {
+    for (name, provider, words) in [
+        (
+            "dense_text",
+            "GPTModelProvider",
+            [
+                "  (none) <-> model.\n",
+                "decoder.layers.{layer}. <-> model.layers.{layer}.",
+            ],
+        ),
+        (
+            "moe_text",
+            "GPTModelProvider",
+            [
+                "mlp.experts.gate_up_proj",
+                "decoder.layers.{layer}. <-> model.layers.{layer}.",
+            ],
+        ),
+        (
+            "dense_token_classification",
+            "Qwen35TokenClassificationModelProvider",
+            ["output_layer.bias", "/score.bias"],
+        ),
+    ] {
+        let config = path(&format!("megatron/checkpoints/{name}/config.json"));
+        let (code, stdout, stderr) = inspect(&[&config]);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.contains(provider), "{stdout}");
+        assert_eq!(stdout.contains("vision tower"), !name.ends_with("text"));
+        assert_eq!(
+            stdout.contains("5 labels"),
+            name.ends_with("classification")
+        );
+        let (code, stdout, _) = inspect(&[&config, "--mapping"]);
+        assert_eq!(code, 0);
+        for words in words {
+            assert!(stdout.contains(words), "no `{words}` in {stdout}");
+        }
+        assert_eq!(stdout.contains("lm_head.weight"), name.ends_with("text"));
+        assert_eq!(stdout.contains("MTP head"), name.ends_with("text"));
+    }
+}
+
+#[test]
 fn a_broken_checkpoint_is_an_error_with_the_file_and_code_1() {
     let scratch = tempfile::tempdir().unwrap();
     let source = golden("checkpoints/dense_vl");

@@ -19,11 +19,14 @@ use tests::golden;
 use crate::checkpoint::directory;
 use crate::mapping::{memory_for, sha256};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 11] = [
+    "dense_text",
+    "dense_token_classification",
     "dense_vl",
     "dense_vl_deepstack",
     "dense_vl_kv2",
     "dense_vl_tied_bf16",
+    "moe_text",
     "moe_vl",
     "moe_vl_bf16",
     "moe_vl_mtp_packed",
@@ -86,16 +89,24 @@ fn shape(stage: &Value, name: &str) -> Option<Vec<u64>> {
     Some(dims.iter().map(|dim| dim.as_u64().unwrap()).collect())
 }
 
-fn experts(stage: &Value) -> usize {
-    let layer = "language_model.decoder.layers.0.mlp.experts.";
+fn experts(stage: &Value, prefix: &str) -> usize {
+    let layer = format!("{prefix}decoder.layers.0.mlp.experts.");
     let params = stage["params"].as_array().unwrap();
     let names = params.iter().map(|param| param[0].as_str().unwrap());
     names
-        .filter(|name| name.starts_with(layer) && name.contains("linear_fc2"))
+        .filter(|name| name.starts_with(&layer) && name.contains("linear_fc2"))
         .count()
 }
 
-fn assert_stage(place: &str, chunk: &Chunk, stage: &Value) {
+/// What stands before Megatron's names of the language model.
+fn language_prefix(config: &HfConfig) -> &'static str {
+    match config.vision {
+        Some(_) => "language_model.",
+        None => "",
+    }
+}
+
+fn assert_stage(place: &str, chunk: &Chunk, stage: &Value, prefix: &str) {
     let flag = |key: &str| stage[key].as_bool().unwrap();
     let layers: Vec<u64> = chunk.layers.clone().map(|layer| layer as u64).collect();
     assert_eq!(serde_json::json!(layers), stage["layers"], "{place}");
@@ -109,7 +120,7 @@ fn assert_stage(place: &str, chunk: &Chunk, stage: &Value) {
         stage["mtp"].as_u64(),
         "{place} mtp"
     );
-    let norm = shape(stage, "language_model.decoder.final_layernorm.weight");
+    let norm = shape(stage, &format!("{prefix}decoder.final_layernorm.weight"));
     assert_eq!(chunk.final_layernorm, norm.is_some(), "{place} final norm");
 }
 
@@ -118,6 +129,8 @@ fn every_rank_has_megatrons_coordinates_and_every_stage_megatrons_parts() {
     let (mut layouts, mut ranks, mut stages) = (0, 0, 0);
     for checkpoint in FILES {
         let config = config(checkpoint);
+        let prefix = language_prefix(&config);
+        let embedding = format!("{prefix}embedding.word_embeddings.weight");
         let shards = read(checkpoint);
         for (name, entry) in shards["layouts"].as_object().unwrap() {
             layouts += 1;
@@ -150,24 +163,22 @@ fn every_rank_has_megatrons_coordinates_and_every_stage_megatrons_parts() {
                 assert_eq!(chunks.len(), their_stages.len(), "{place}");
                 for (chunk, stage) in chunks.into_iter().zip(their_stages) {
                     stages += 1;
-                    assert_stage(&place, chunk, stage);
+                    assert_stage(&place, chunk, stage, prefix);
                     let vpp = stage["vpp"].as_u64().unwrap_or(0);
                     assert_eq!(chunk.vp_stage as u64, vpp, "{place}");
-                    if let Some(rows) =
-                        shape(stage, "language_model.embedding.word_embeddings.weight")
-                    {
+                    if let Some(rows) = shape(stage, &embedding) {
                         let wanted = ours.padded_vocab_size() / ours.tp_size();
                         assert_eq!(rows[0], wanted as u64, "{place} vocabulary");
                     }
                     if !chunk.layers.is_empty() {
                         let wanted = ours.experts(coord.ep_rank).len();
-                        assert_eq!(experts(stage), wanted, "{place} experts");
+                        assert_eq!(experts(stage, prefix), wanted, "{place} experts");
                     }
                 }
             }
         }
     }
-    assert_eq!((layouts, ranks), (82, 228), "{stages} stages");
+    assert_eq!((layouts, ranks), (91, 247), "{stages} stages");
 }
 
 /// What Megatron Bridge was told beside sizes: everything in the config's dtype, the names of experts, no head.
@@ -236,7 +247,7 @@ fn every_stage_of_every_rank_has_megatrons_bytes() {
             }
         }
     }
-    assert_eq!(shards, 25_565);
+    assert_eq!(shards, 26_855);
 }
 
 /// Shards written for a layout and gathered again are the source, byte for byte (arithmetic aside, which may round).

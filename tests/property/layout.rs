@@ -256,10 +256,17 @@ proptest! {
 }
 
 fn any_tiny_model() -> impl Strategy<Value = HfConfig> {
-    let name = prop::sample::select(vec!["dense_vl", "dense_vl_tied_bf16", "moe_vl"]);
+    let name = prop::sample::select(vec![
+        "checkpoints/dense_vl",
+        "checkpoints/dense_vl_tied_bf16",
+        "checkpoints/moe_vl",
+        "megatron/checkpoints/dense_text",
+        "megatron/checkpoints/moe_text",
+        "megatron/checkpoints/dense_token_classification",
+    ]);
     (name, any::<bool>()).prop_map(|(name, tied)| {
-        let mut config = HfConfig::from_dir(&golden(&format!("checkpoints/{name}"))).unwrap();
-        config.tie_word_embeddings = tied;
+        let mut config = HfConfig::from_dir(&golden(name)).unwrap();
+        config.tie_word_embeddings = tied && config.classifier.is_none();
         config
     })
 }

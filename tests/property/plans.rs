@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bridge_core::checkpoint::{MemoryTensors, TensorInfo, TensorSource};
-use bridge_core::config::HfConfig;
+use bridge_core::config::{Architecture, HfConfig};
 use bridge_core::convert::{ExecuteOptions, execute};
 use bridge_core::models::{ExpertLayout, ExpertNames, Facts, registry_for};
 use bridge_core::plan::{Copy, Cut, ModelPlan, PlanOptions, build};
@@ -43,6 +43,10 @@ fn any_experts() -> impl Strategy<Value = ExpertLayout> {
     prop_oneof![Just(ExpertLayout::Packed), Just(ExpertLayout::PerExpert)]
 }
 
+fn any_family() -> impl Strategy<Value = Architecture> {
+    prop::sample::select(Architecture::ALL.to_vec())
+}
+
 fn any_model() -> impl Strategy<Value = Model> {
     let language = (
         1..5usize,
@@ -52,11 +56,12 @@ fn any_model() -> impl Strategy<Value = Model> {
         1..4usize,
         1..3usize,
     );
-    let switches = (any::<bool>(), any::<bool>(), 0..2usize, 0..2usize);
+    let switches = (any_family(), any::<bool>(), 0..2usize, 0..2usize);
     let forms = (any_experts(), any_experts(), any::<bool>());
     (language, switches, forms).prop_map(|(language, switches, forms)| {
         let (layers, interval, groups, queries, width, ratio) = language;
-        let (moe, tied, mtp, deepstack) = switches;
+        let (family, tied, mtp, deepstack) = switches;
+        let moe = family.is_moe();
         let mut text = json!({
             "vocab_size": 16, "hidden_size": 8, "num_hidden_layers": layers,
             "full_attention_interval": interval,
@@ -66,7 +71,6 @@ fn any_model() -> impl Strategy<Value = Model> {
             "rope_parameters": {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.25},
             "mtp_num_hidden_layers": mtp,
         });
-        let family = if moe { "Moe" } else { "" };
         if moe {
             text["num_experts"] = 4.into();
             text["num_experts_per_tok"] = 2.into();
@@ -76,16 +80,23 @@ fn any_model() -> impl Strategy<Value = Model> {
             text["intermediate_size"] = (4 * width).into();
         }
         let indexes: Vec<usize> = (0..deepstack).collect();
-        let config = json!({
-            "architectures": [format!("Qwen3_5{family}ForConditionalGeneration")],
-            "tie_word_embeddings": tied,
-            "text_config": text,
-            "vision_config": {
-                "depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12,
-                "out_hidden_size": 8, "patch_size": 2, "num_position_embeddings": 4,
-                "deepstack_visual_indexes": indexes,
-            },
-        });
+        let config = if family.is_text_only() {
+            text["architectures"] = json!([family.hf_name()]);
+            text["tie_word_embeddings"] = tied.into();
+            text
+        } else {
+            json!({
+                "architectures": [family.hf_name()],
+                "tie_word_embeddings": tied,
+                "num_labels": 1 + ratio,
+                "text_config": text,
+                "vision_config": {
+                    "depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12,
+                    "out_hidden_size": 8, "patch_size": 2, "num_position_embeddings": 4,
+                    "deepstack_visual_indexes": indexes,
+                },
+            })
+        };
         Model {
             config,
             experts: forms.0,

@@ -84,7 +84,7 @@ impl AutoBridge {
     pub fn from_hf_pretrained(dir: &Path) -> Result<Self, BridgeError> {
         let config = HfConfig::from_dir(dir)?;
         let mut checkpoint = HfCheckpoint::open(dir)?;
-        let prefixes = Prefixes::detect(checkpoint.names());
+        let prefixes = Prefixes::detect(config.architecture, checkpoint.names());
         if !prefixes.are_published() {
             checkpoint = checkpoint.renamed(|name| prefixes.published(name))?;
         }
@@ -329,7 +329,26 @@ impl AutoBridge {
         problems
     }
 
+    fn classifier_hint(&self, name: &str) -> Option<&'static str> {
+        let architecture = self.config.architecture;
+        match name {
+            "lm_head.weight" if architecture.is_classifier() => Some(
+                "a classifier has score.weight in the place of the output layer: remove the tensor",
+            ),
+            "score.weight" | "score.bias" if !architecture.is_classifier() => Some(
+                "a classifier's tensor: its config.json names the architecture Qwen3_5ForTokenClassification",
+            ),
+            _ if name.starts_with("mtp.") && architecture.is_classifier() => {
+                Some("a classifier has no MTP head: remove the tensors")
+            }
+            _ => None,
+        }
+    }
+
     fn unexpected_hint(&self, registry: &Registry, name: &str) -> Option<&'static str> {
+        if let Some(hint) = self.classifier_hint(name) {
+            return Some(hint);
+        }
         if name.starts_with("mtp.") && !self.facts.mtp {
             return Some(
                 "the checkpoint has an MTP head, but config.json does not: set mtp_num_hidden_layers to 1",

@@ -4,6 +4,7 @@
 //! workspace computes as transformers does. Values that would need other maths are refused here, all
 //! of them at once. Unknown keys are kept in [`HfConfig::raw`]; one that looks like a misspelt known key is refused.
 
+mod classifier;
 mod edit;
 mod error;
 mod hf_config;
@@ -11,6 +12,7 @@ mod reader;
 mod text;
 mod vision;
 
+pub use classifier::ClassifierConfig;
 pub use error::{ConfigError, ConfigProblem};
 pub use hf_config::{Architecture, HfConfig};
 pub use text::{LayerType, MoeConfig, RopeParameters, TextConfig};

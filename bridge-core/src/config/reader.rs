@@ -10,16 +10,16 @@ const MAX_SIZE: u64 = 1 << 32;
 
 /// One JSON object under its dotted path, with the problems found so far.
 pub(super) struct Reader<'a> {
-    path: &'static str,
+    path: String,
     map: &'a Map<String, Value>,
     known: Vec<&'static str>,
     pub(super) problems: Vec<ConfigProblem>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(path: &'static str, map: &'a Map<String, Value>) -> Self {
+    pub(super) fn new(path: impl Into<String>, map: &'a Map<String, Value>) -> Self {
         Self {
-            path,
+            path: path.into(),
             map,
             known: Vec::new(),
             problems: Vec::new(),

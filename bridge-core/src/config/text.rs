@@ -1,4 +1,4 @@
-//! `text_config`: the language model.
+//! The language model: `text_config`, or the top level of a language model's own file.
 
 use serde_json::{Map, Value};
 
@@ -117,8 +117,13 @@ impl TextConfig {
         2 * self.rope.mrope_section.iter().sum::<usize>()
     }
 
-    pub(super) fn read(map: &Map<String, Value>, is_moe: bool) -> (Self, Vec<ConfigProblem>) {
-        let mut r = Reader::new("text_config", map);
+    /// `path` is the dotted path of `map` in the file.
+    pub(super) fn read(
+        path: &str,
+        map: &Map<String, Value>,
+        is_moe: bool,
+    ) -> (Self, Vec<ConfigProblem>) {
+        let mut r = Reader::new(path, map);
         let defaults = if is_moe { MOE } else { DENSE };
 
         r.only("hidden_act", "\"silu\"");
@@ -243,7 +248,7 @@ fn read_rope(r: &mut Reader<'_>, head_dim: usize) -> RopeParameters {
     let legacy = r.object("rope_scaling");
     let map = r.object("rope_parameters").or(legacy).unwrap_or(&empty);
 
-    let mut inner = Reader::new("text_config.rope_parameters", map);
+    let mut inner = Reader::new(r.key("rope_parameters"), map);
     inner.only("rope_type", "\"default\"");
     inner.only("mrope_interleaved", "true");
     let partial_rotary_factor = inner.float("partial_rotary_factor", outer_factor);

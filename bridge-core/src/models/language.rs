@@ -9,7 +9,7 @@ pub(super) fn norm(megatron: &str, hf: &str, size: usize) -> Row {
     row(megatron, Rule::Replicated, [tensor(hf, [size])]).init(Init::Zeros)
 }
 
-/// Sections of the language model; `megatron` and `hf` are the prefixes, the head is `lm_head`.
+/// Sections of the language model; `megatron` and `hf` are the prefixes.
 pub(super) fn sections(
     config: &HfConfig,
     (megatron, hf): (&str, &str),
@@ -37,7 +37,9 @@ pub(super) fn sections(
     }
     let final_layernorm = norm("decoder.final_layernorm.weight", "norm.weight", hidden);
     let mut once = vec![embedding, final_layernorm.at(Place::FinalLayernorm)];
-    if !config.tie_word_embeddings {
+    if let Some(classifier) = &config.classifier {
+        once.extend(classifier_rows(classifier.num_labels, hidden));
+    } else if !config.tie_word_embeddings {
         let head = tensor("/lm_head.weight", [vocab, hidden]);
         let head = row(output_layer, Rule::Vocabulary, [head]);
         once.push(head.at(Place::OutputLayer).stateless());
@@ -55,6 +57,17 @@ pub(super) fn sections(
         mlp_section(Part::Language, prefixes, text, experts, expert_names)
             .on(0..text.num_hidden_layers),
     ]
+}
+
+/// A classifier of tokens in the place of the output layer: a plain linear layer, whole on every rank.
+fn classifier_rows(num_labels: usize, hidden: usize) -> [Row; 2] {
+    let weight = tensor("/score.weight", [num_labels, hidden]);
+    let bias = tensor("/score.bias", [num_labels]);
+    [
+        row("output_layer.weight", Rule::Replicated, [weight]),
+        row("output_layer.bias", Rule::Replicated, [bias]).init(Init::Zeros),
+    ]
+    .map(|row| row.at(Place::OutputLayer).stateless())
 }
 
 /// Full attention with an output gate.

@@ -4,11 +4,13 @@
 //! `model.language_model.language_model.layers`). The prefixes in a file are found from two tensors that every model
 //! has, and names are read as the published ones.
 
-use super::qwen35_vl::{LANGUAGE, VISION};
+use super::qwen35::{VISION, language_prefixes};
+use crate::config::Architecture;
 
 const LANGUAGE_MARK: &str = "embed_tokens.weight";
 const VISION_MARK: &str = "patch_embed.proj.weight";
 const HEAD: &str = "lm_head.weight";
+const CLASSIFIER_MARK: &str = "score.weight";
 const MTP_MARK: &str = "mtp.fc.weight";
 
 /// The prefixes that a file uses, beside those of the published checkpoints.
@@ -19,12 +21,16 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
-    /// Finds the prefixes among a checkpoint's names.
-    pub fn detect<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
+    /// Finds the prefixes among a checkpoint's names; the published ones are those of `architecture`.
+    pub fn detect<'a>(
+        architecture: Architecture,
+        names: impl Iterator<Item = &'a str> + Clone,
+    ) -> Self {
         let marks = [
-            (LANGUAGE_MARK, "", LANGUAGE.1),
+            (LANGUAGE_MARK, "", language_prefixes(architecture).1),
             (VISION_MARK, "", VISION.1),
             (HEAD, HEAD, HEAD),
+            (CLASSIFIER_MARK, "score.", "score."),
             (MTP_MARK, "mtp.", "mtp."),
         ];
         let mut pairs = Vec::new();
@@ -69,8 +75,8 @@ impl Prefixes {
 mod tests {
     use super::*;
 
-    fn published(names: &[&str]) -> Vec<String> {
-        let prefixes = Prefixes::detect(names.iter().copied());
+    fn published(architecture: Architecture, names: &[&str]) -> Vec<String> {
+        let prefixes = Prefixes::detect(architecture, names.iter().copied());
         names.iter().map(|name| prefixes.published(name)).collect()
     }
 
@@ -103,7 +109,41 @@ mod tests {
                 format!("{outer}mtp.fc.weight"),
             ];
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            assert_eq!(published(&names), WANTED, "{names:?}");
+            assert_eq!(
+                published(Architecture::Qwen35Vl, &names),
+                WANTED,
+                "{names:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_published_prefix_of_a_language_model_alone_is_model() {
+        for language in [
+            "model.",
+            "",
+            "language_model.model.",
+            "model.language_model.",
+        ] {
+            let names = [
+                format!("{language}embed_tokens.weight"),
+                format!("{language}layers.0.mlp.up_proj.weight"),
+                "lm_head.weight".to_owned(),
+                "mtp.fc.weight".to_owned(),
+            ];
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let wanted = [
+                "model.embed_tokens.weight",
+                "model.layers.0.mlp.up_proj.weight",
+                "lm_head.weight",
+                "mtp.fc.weight",
+            ];
+            if language.is_empty() {
+                // No prefix at all: every name of the file would have it, so names are left alone.
+                assert_eq!(published(Architecture::Qwen35, &names), names);
+            } else {
+                assert_eq!(published(Architecture::Qwen35, &names), wanted, "{names:?}");
+            }
         }
     }
 }

@@ -16,7 +16,36 @@ pub struct MtpFields {
     pub mtp_use_repeated_layer: bool,
 }
 
-/// What both families have.
+/// Fields of the classes with a vision tower.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "fields carry Megatron's names")]
+pub struct VisionFields {
+    pub head_dim: usize,
+    pub vision_start_token_id: i64,
+    pub vision_end_token_id: i64,
+    pub image_token_id: i64,
+    pub video_token_id: i64,
+    // Constants of the class, not read from vision_config.
+    pub spatial_merge_size: usize,
+    pub temporal_patch_size: usize,
+    pub patch_size: usize,
+    pub language_max_sequence_length: usize,
+    pub use_hf_vision_model: bool,
+    pub vision_dp_when_cp: bool,
+    pub freeze_language_model: bool,
+    pub freeze_vision_model: bool,
+    pub freeze_vision_projection: bool,
+}
+
+/// Fields of the class with a classifier of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "fields carry Megatron's names")]
+pub struct ClassifierFields {
+    pub num_labels: usize,
+    pub classifier_dropout: f64,
+}
+
+/// What dense and mixture-of-experts models have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[expect(missing_docs, reason = "fields carry Megatron's names")]
 pub struct CommonFields {
@@ -32,7 +61,6 @@ pub struct CommonFields {
     pub num_attention_heads: usize,
     pub num_query_groups: usize,
     pub kv_channels: usize,
-    pub head_dim: usize,
     pub add_qkv_bias: bool,
     pub add_bias_linear: bool,
     pub qk_layernorm: bool,
@@ -60,7 +88,8 @@ pub struct CommonFields {
     pub rotary_base: f64,
     pub rotary_percent: f64,
     pub rotary_interleaved: bool,
-    pub mrope_section: [usize; 3],
+    /// `None` without a vision tower: text positions need no sections.
+    pub mrope_section: Option<[usize; 3]>,
     // Multi-token prediction.
     #[serde(flatten)]
     pub mtp: MtpFields,
@@ -71,31 +100,23 @@ pub struct CommonFields {
     // Tokens.
     pub bos_token_id: Option<i64>,
     pub eos_token_id: Option<i64>,
-    pub vision_start_token_id: i64,
-    pub vision_end_token_id: i64,
-    pub image_token_id: i64,
-    pub video_token_id: i64,
-    // Vision: constants of the class, not read from vision_config.
-    pub spatial_merge_size: usize,
-    pub temporal_patch_size: usize,
-    pub patch_size: usize,
-    pub language_max_sequence_length: usize,
-    pub scatter_embedding_sequence_parallel: bool,
-    pub use_hf_vision_model: bool,
-    pub vision_dp_when_cp: bool,
-    pub freeze_language_model: bool,
-    pub freeze_vision_model: bool,
-    pub freeze_vision_projection: bool,
+    // What only some classes have.
+    #[serde(flatten)]
+    pub vision: Option<VisionFields>,
+    #[serde(flatten)]
+    pub classifier: Option<ClassifierFields>,
     // How it is stored and run.
     /// Megatron's own spelling.
     pub hetereogenous_dist_checkpoint: bool,
     pub bias_activation_fusion: bool,
+    pub scatter_embedding_sequence_parallel: bool,
 }
 
 impl CommonFields {
     pub(super) fn from_config(config: &HfConfig) -> Self {
         let text = &config.text;
         let dtype = text.dtype.unwrap_or(Dtype::F32);
+        let has_vision = config.vision.is_some();
         Self {
             num_layers: text.num_hidden_layers,
             hidden_size: text.hidden_size,
@@ -107,14 +128,13 @@ impl CommonFields {
             num_attention_heads: text.num_attention_heads,
             num_query_groups: text.num_key_value_heads,
             kv_channels: text.head_dim,
-            head_dim: text.head_dim,
             add_qkv_bias: false,
             add_bias_linear: false,
             qk_layernorm: true,
             attention_output_gate: true,
             attention_dropout: text.attention_dropout,
             hidden_dropout: 0.0,
-            attention_softmax_in_fp32: true,
+            attention_softmax_in_fp32: has_vision,
             experimental_attention_variant: "gated_delta_net",
             linear_attention_freq: text
                 .layer_types
@@ -131,13 +151,14 @@ impl CommonFields {
             layernorm_zero_centered_gamma: true,
             gated_linear_unit: true,
             init_method_std: text.initializer_range,
-            position_embedding_type: "mrope",
+            position_embedding_type: if has_vision { "mrope" } else { "rope" },
             rotary_base: text.rope.rope_theta,
             rotary_percent: text.rope.partial_rotary_factor,
             rotary_interleaved: false,
-            mrope_section: text.rope.mrope_section,
+            mrope_section: has_vision.then_some(text.rope.mrope_section),
             mtp: MtpFields {
-                mtp_num_layers: (text.mtp_num_hidden_layers > 0)
+                // The classifier's class says 0, the others nothing.
+                mtp_num_layers: (text.mtp_num_hidden_layers > 0 || config.classifier.is_some())
                     .then_some(text.mtp_num_hidden_layers),
                 mtp_loss_scaling_factor: 0.1,
                 mtp_detach_heads: false,
@@ -148,6 +169,22 @@ impl CommonFields {
             fp16: dtype == Dtype::F16,
             bos_token_id: text.bos_token_id,
             eos_token_id: text.eos_token_id,
+            vision: has_vision.then(|| VisionFields::from_config(config)),
+            classifier: config.classifier.as_ref().map(|one| ClassifierFields {
+                num_labels: one.num_labels,
+                classifier_dropout: one.dropout,
+            }),
+            hetereogenous_dist_checkpoint: true,
+            bias_activation_fusion: has_vision,
+            scatter_embedding_sequence_parallel: !has_vision,
+        }
+    }
+}
+
+impl VisionFields {
+    fn from_config(config: &HfConfig) -> Self {
+        Self {
+            head_dim: config.text.head_dim,
             vision_start_token_id: config.vision_start_token_id,
             vision_end_token_id: config.vision_end_token_id,
             image_token_id: config.image_token_id,
@@ -156,14 +193,11 @@ impl CommonFields {
             temporal_patch_size: 2,
             patch_size: 16,
             language_max_sequence_length: 2048,
-            scatter_embedding_sequence_parallel: false,
             use_hf_vision_model: false,
             vision_dp_when_cp: false,
             freeze_language_model: false,
             freeze_vision_model: false,
             freeze_vision_projection: false,
-            hetereogenous_dist_checkpoint: true,
-            bias_activation_fusion: true,
         }
     }
 }

@@ -60,6 +60,16 @@ fn weights(bridge: &AutoBridge) -> Result<&HfCheckpoint, ModelError> {
 }
 
 pub(super) fn plan(bridge: &AutoBridge, options: &ModelOptions) -> Result<ModelPlan, ModelError> {
+    let architecture = bridge.config().architecture;
+    if architecture.is_text_only() || architecture.is_classifier() {
+        return Err(ModelError::Unsupported {
+            what: "running or training this architecture",
+            found: format!(
+                "config.json names `{}`; it can be inspected, planned and converted",
+                architecture.hf_name()
+            ),
+        });
+    }
     let dtype = dtype_of(options.dtype)?;
     let gdn = if dtype == Dtype::Bf16 {
         Dtype::F32

@@ -1,6 +1,8 @@
 //! Hugging Face directories: round trips, what went wrong elsewhere, and crash-safe writing.
 
+mod families;
 mod hostile;
+mod import_export;
 mod refusals;
 mod staging;
 mod write_files;
@@ -69,12 +71,11 @@ pub(crate) fn derived(name: &str, scratch: &Path) -> PathBuf {
     let base = HfCheckpoint::open(&golden(&format!("checkpoints/{base}"))).unwrap();
     let mut tensors = read_all(&base);
     match name {
-        "dense_vl_deepstack" => {
-            let file = golden("megatron/checkpoints/dense_vl_deepstack/deepstack.safetensors");
-            let alone = scratch.join("deepstack");
-            fs_err::create_dir(&alone).unwrap();
-            fs_err::copy(file, alone.join("model.safetensors")).unwrap();
-            tensors.extend(read_all(&HfCheckpoint::open(&alone).unwrap()));
+        "dense_vl_deepstack" => tensors.extend(one_file(name, "deepstack.safetensors", scratch)),
+        "dense_text" | "moe_text" => tensors = without_vision(tensors),
+        "dense_token_classification" => {
+            tensors.retain(|(name, ..)| !name.starts_with("mtp.") && name != "lm_head.weight");
+            tensors.extend(one_file(name, "score.safetensors", scratch));
         }
         "moe_vl_mtp_packed" => tensors = pack_experts(tensors, "mtp.layers.0.mlp.experts."),
         "moe_vl_per_expert" => tensors = unpack_experts(tensors),
@@ -83,6 +84,23 @@ pub(crate) fn derived(name: &str, scratch: &Path) -> PathBuf {
     let target = scratch.join(name);
     write(&tensors, &config, &target);
     target
+}
+
+/// The tensors of a file beside the config of a derived checkpoint.
+fn one_file(checkpoint: &str, file: &str, scratch: &Path) -> Tensors {
+    let file = golden(&format!("megatron/checkpoints/{checkpoint}/{file}"));
+    let alone = scratch.join("one_file");
+    fs_err::create_dir(&alone).unwrap();
+    fs_err::copy(file, alone.join("model.safetensors")).unwrap();
+    read_all(&HfCheckpoint::open(&alone).unwrap())
+}
+
+fn without_vision(tensors: Tensors) -> Tensors {
+    tensors
+        .into_iter()
+        .filter(|(name, ..)| !name.starts_with("model.visual."))
+        .map(|(name, info, bytes)| (name.replace("model.language_model.", "model."), info, bytes))
+        .collect()
 }
 
 fn pack_experts(tensors: Tensors, prefix: &str) -> Tensors {
@@ -162,7 +180,7 @@ fn unpack_experts(tensors: Tensors) -> Tensors {
 }
 
 /// Every golden checkpoint that has a table.
-pub(crate) const ALL: [&str; 8] = [
+pub(crate) const ALL: [&str; 11] = [
     "dense_vl",
     "dense_vl_tied_bf16",
     "moe_vl",
@@ -171,6 +189,9 @@ pub(crate) const ALL: [&str; 8] = [
     "moe_vl_mtp_packed",
     "moe_vl_per_expert",
     "dense_vl_deepstack",
+    "dense_text",
+    "moe_text",
+    "dense_token_classification",
 ];
 
 /// HF -> Megatron in memory -> HF directory.

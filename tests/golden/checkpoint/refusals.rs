@@ -126,6 +126,9 @@ fn an_unsupported_architecture_is_refused_with_the_supported_ones() {
             "LlamaForCausalLM",
             "Qwen3_5ForConditionalGeneration",
             "Qwen3_5MoeForConditionalGeneration",
+            "Qwen3_5ForCausalLM",
+            "Qwen3_5MoeForCausalLM",
+            "Qwen3_5ForTokenClassification",
         ],
     );
 }

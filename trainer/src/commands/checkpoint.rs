@@ -6,6 +6,7 @@ use bridge_core::checkpoint::hf::HfCheckpoint;
 use bridge_core::checkpoint::shard::ShardFile;
 use bridge_core::checkpoint::torch_dist::TorchDistCheckpoint;
 use bridge_core::checkpoint::{TensorInfo, TensorSource};
+use bridge_core::config::HfConfig;
 use bridge_core::models::Prefixes;
 
 /// What a path holds.
@@ -28,7 +29,11 @@ impl Checkpoint {
             return Ok(Self::TorchDist(TorchDistCheckpoint::open(path)?));
         }
         let checkpoint = HfCheckpoint::open(path)?;
-        let prefixes = Prefixes::detect(checkpoint.names());
+        // Which prefixes are the published ones is the architecture's to say; without one names are taken as they are.
+        let Ok(config) = HfConfig::from_dir(path) else {
+            return Ok(Self::Hf(checkpoint));
+        };
+        let prefixes = Prefixes::detect(config.architecture, checkpoint.names());
         if prefixes.are_published() {
             return Ok(Self::Hf(checkpoint));
         }

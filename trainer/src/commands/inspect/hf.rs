@@ -148,6 +148,9 @@ fn print_summary(
             }
         ),
     );
+    if let Some(classifier) = &config.classifier {
+        line("classifier", format!("{} labels", classifier.num_labels));
+    }
     line("MTP layers", text.mtp_num_hidden_layers.to_string());
     if let Some(vision) = &config.vision {
         line(

@@ -7,6 +7,10 @@ use serde_json::{Value, json};
 
 use crate::report::table;
 
+fn prefix(prefix: &str) -> &str {
+    if prefix.is_empty() { "(none)" } else { prefix }
+}
+
 /// The numbers of a section's layers, runs joined: `0-2, 4-6`.
 fn layer_numbers(section: &Section) -> String {
     let Some(layers) = &section.layers else {
@@ -30,7 +34,8 @@ pub(super) fn print(out: &mut impl Write, registry: &Registry) -> anyhow::Result
         writeln!(
             out,
             "  {} <-> {}",
-            section.megatron_prefix, section.hf_prefix
+            prefix(&section.megatron_prefix),
+            prefix(&section.hf_prefix)
         )?;
         let header = ["Megatron", "Hugging Face", "shape", "rule", "TP", "import"];
         let mut rows = table(&header, &[]);

@@ -95,7 +95,7 @@ fn activations(
 ) -> u64 {
     let tokens = f64::from(training.micro_batch_size) * f64::from(training.seq_length)
         / layout.cp_size() as f64;
-    let elements = Elements::new(&config.text, layout, training.sequence_parallel);
+    let elements = Elements::new(config, layout, training.sequence_parallel);
     let patches = f64::from(training.vision_patches) / layout.cp_size() as f64;
     let a_patch = config
         .vision
@@ -153,7 +153,8 @@ impl Elements {
         clippy::cast_precision_loss,
         reason = "an estimate; sizes of models are far below 2^52"
     )]
-    fn new(text: &TextConfig, layout: &ParallelLayout, sequence_parallel: bool) -> Self {
+    fn new(config: &HfConfig, layout: &ParallelLayout, sequence_parallel: bool) -> Self {
+        let text = &config.text;
         let tp = layout.tp_size() as f64;
         let hidden = text.hidden_size as f64;
         let between = if sequence_parallel {
@@ -183,7 +184,14 @@ impl Elements {
             linear_attention: 2.0 * between
                 + (6.0 * key_width + 5.0 * value_width + 2.0 * value_heads) / tp,
             mlp: 2.0 * between + dense + experts,
-            output: 3.0 * layout.padded_vocab_size() as f64 / tp,
+            // A classifier is whole on every rank.
+            output: 3.0
+                * config
+                    .classifier
+                    .as_ref()
+                    .map_or(layout.padded_vocab_size() as f64 / tp, |classifier| {
+                        classifier.num_labels as f64
+                    }),
         }
     }
 
@@ -282,6 +290,24 @@ mod tests {
         let saved = 2 * 300 * (12 + 10 * 24 + 24);
         let found_less = estimate(sizes, &sequence_parallel, 0);
         assert_eq!(found_less.activations, found.activations - saved);
+    }
+
+    #[test]
+    fn a_classifier_keeps_its_labels_and_not_the_vocabulary() {
+        let mut raw = config().raw;
+        raw["architectures"][0] = "Qwen3_5ForTokenClassification".into();
+        raw.insert("num_labels".to_owned(), 7.into());
+        let config = HfConfig::from_json(raw.into(), Path::new("config.json")).unwrap();
+        let sizes = ParallelSizes {
+            tp_size: 2,
+            ..ParallelSizes::default()
+        };
+        let facts = ModelFacts::from_config(&config);
+        let layout = ParallelLayout::new(&sizes, &PipelineOptions::default(), &facts).unwrap();
+        let found = Memory::estimate(&config, &layout, &training(), 0, (1000, 600));
+        let (full, delta, mlp, output) = (48 + 208, 48 + 212, 48 + 120, 3 * 7);
+        let layers = 3 * delta + full + 4 * mlp;
+        assert_eq!(found.activations, 2 * 300 * (24 + layers + output));
     }
 
     #[test]
