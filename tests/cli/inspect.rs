@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter};
+use bridge_core::checkpoint::{Overwrite, TensorSink, TensorSource};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tests::golden;
@@ -349,4 +351,59 @@ fn a_shard_shows_whose_part_it_is_and_the_hashes_of_its_tensors() {
     let (code, _, stderr) = inspect(&[&whole]);
     assert_eq!(code, 1);
     assert!(stderr.contains("which rank it belongs to"), "{stderr}");
+}
+
+/// Megatron-Bridge 1481: the gate doubles the rows of the head's query, and what failed was a view deep inside.
+#[test]
+fn a_query_of_the_head_without_its_gate_is_refused_with_both_shapes_and_the_reason() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, out) = (scratch.path().join("model"), scratch.path().join("out"));
+    let source = HfCheckpoint::open(&golden("checkpoints/dense_vl")).unwrap();
+    let query = "mtp.layers.0.self_attn.q_proj.weight";
+    let tensors = source.tensors().map(|(name, info)| {
+        let mut info = info.clone();
+        if name == query {
+            info.shape[0] /= 2;
+        }
+        (name.to_owned(), info)
+    });
+    let layout = HfLayout::sharded(tensors.collect(), u64::MAX);
+    let writer = HfWriter::create(&layout, &model, Overwrite::No).unwrap();
+    for (name, info) in layout.tensors() {
+        let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
+        source.read(name, 0, &mut bytes).unwrap();
+        writer.write(name, 0, &bytes).unwrap();
+    }
+    let config = golden("checkpoints/dense_vl/config.json");
+    writer.copy_file(&config).unwrap();
+    writer.finish().unwrap();
+    let model = model.to_string_lossy().into_owned();
+    let out_path = out.to_string_lossy().into_owned();
+    let import = [
+        "convert",
+        "import",
+        "--hf-model",
+        &model,
+        "--megatron-path",
+        &out_path,
+    ];
+    for command in [
+        vec!["inspect", &model],
+        import.to_vec(),
+        vec!["plan", &model],
+    ] {
+        let (code, stdout, stderr) = trainer(&command);
+        assert_eq!((code, stdout.as_str()), (1, ""), "{command:?}");
+        let texts = [
+            query,
+            "model.safetensors",
+            "[256, 64]",
+            "[512, 64]",
+            "a model without output gate",
+        ];
+        for text in texts {
+            assert!(stderr.contains(text), "no `{text}` in {stderr}");
+        }
+        assert!(!out.exists());
+    }
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use bridge_core::checkpoint::hf::HfCheckpoint;
+use bridge_core::checkpoint::torch_dist::{TorchDistCheckpoint, TorchDistLayout, TorchDistWriter};
+use bridge_core::checkpoint::{Overwrite, TensorSink, TensorSource};
 use serde_json::Value;
 use tests::golden;
 
@@ -412,4 +414,44 @@ fn forms_of_a_model_equal_each_other() {
             assert_eq!(differences[0]["elements"], 1);
         }
     }
+}
+
+/// Newer versions call the layer of the head `mtp_model_layer`. By name nothing of it is there; through the mapping all is.
+#[test]
+fn both_words_for_the_layer_of_the_head_are_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let saved = golden("torch_dist/mcore_dense_tp2pp2");
+    let source = TorchDistCheckpoint::open(&saved).unwrap();
+    let newer = |key: &str| key.replace("transformer_layer", "mtp_model_layer");
+    let tensors = source.tensors();
+    let layout = TorchDistLayout {
+        tensors: tensors
+            .map(|(key, info)| (newer(key), info.clone()))
+            .collect(),
+        ..TorchDistLayout::default()
+    };
+    let ours = scratch.path().join("newer");
+    let writer = TorchDistWriter::create(&layout, &ours, Overwrite::No).unwrap();
+    for (key, info) in source.tensors() {
+        let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
+        source.read(key, 0, &mut bytes).unwrap();
+        writer.write(&newer(key), 0, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    let head = source
+        .tensors()
+        .filter(|(key, _)| key.contains("transformer_layer"))
+        .count();
+    assert!(head > 5);
+    let differences = |more: &str| {
+        let found = compared(&saved, &ours, more);
+        found["differences"].as_array().unwrap().len()
+    };
+    assert_eq!(differences(""), 2 * head);
+    let reference = model("dense_vl").join("config.json");
+    assert_eq!(
+        differences(&format!("--hf-model {}", reference.display())),
+        0
+    );
+    assert_eq!(compared(&ours, &model("dense_vl"), "")["equal"], true);
 }

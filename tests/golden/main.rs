@@ -18,6 +18,7 @@ mod layout;
 mod mapping;
 #[cfg(feature = "torch")]
 mod model;
+mod nothing_lost;
 #[cfg(feature = "torch")]
 mod ops;
 #[cfg(feature = "torch")]
