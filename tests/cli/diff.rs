@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bridge_core::checkpoint::hf::{HfCheckpoint, HfWriter};
+use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter};
 use bridge_core::checkpoint::{Overwrite, TensorSink, TensorSource};
 use serde_json::Value;
 use tests::golden;
@@ -198,6 +198,32 @@ fn dtypes_may_differ_and_what_has_no_counterpart_is_listed() {
             .iter()
             .any(|one| one["name"] == EMBEDDING && one["a"][0] == 256 && one["b"][0] == 1024)
     );
+}
+
+#[test]
+fn a_tensor_that_one_side_lacks_is_a_difference_by_itself() {
+    let scratch = tempfile::tempdir().unwrap();
+    let less = scratch.path().join("less");
+    let source = HfCheckpoint::open(&model("dense_vl")).unwrap();
+    let kept = source.tensors().filter(|(name, _)| *name != DOWN);
+    let kept = kept.map(|(name, info)| (name.to_owned(), info.clone()));
+    let layout = HfLayout::sharded(kept.collect(), u64::MAX);
+    let writer = HfWriter::create(&layout, &less, Overwrite::No).unwrap();
+    for (name, info) in layout.tensors() {
+        let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
+        source.read(name, 0, &mut bytes).unwrap();
+        writer.write(name, 0, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    for (a, b, key) in [
+        (model("dense_vl"), less.clone(), "missing_in_b"),
+        (less, model("dense_vl"), "missing_in_a"),
+    ] {
+        let found = measured(&a, &b, "");
+        assert_eq!(found["equal"], false);
+        assert_eq!(found["total"]["changed"], 0);
+        assert_eq!(found[key], serde_json::json!([DOWN]));
+    }
 }
 
 #[test]

@@ -80,6 +80,41 @@ fn the_first_difference_does_not_depend_on_buffers_and_threads() {
     assert!(results.iter().all(|one| *one == results[0]));
 }
 
+/// Threads begin in the middle of tensors; where every value differs, the first one is still the first.
+#[test]
+fn the_first_of_many_differences_is_the_first_element() {
+    let bridge = bridge("dense_vl");
+    let source = bridge.checkpoint().unwrap();
+    let names: Vec<&str> = source.names().collect();
+    let mut other = MemoryTensors::default();
+    for (name, info) in source.tensors() {
+        let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
+        source.read(name, 0, &mut bytes).unwrap();
+        for byte in bytes.iter_mut().step_by(info.dtype.size_bytes()) {
+            *byte ^= 1;
+        }
+        other.insert_bytes(name, info.clone(), bytes);
+    }
+    let mut options = VerifyOptions::default();
+    options.execute.threads = 4;
+    options.execute.buffer_bytes = 1 << 8;
+    let found = verify_names(&names, source, &other, &options).unwrap();
+    assert_eq!(found.differences.len(), names.len());
+    for difference in &found.differences {
+        let Difference::Values {
+            elements,
+            of,
+            index,
+            ..
+        } = difference
+        else {
+            panic!("{difference:?}");
+        };
+        assert_eq!(elements, of);
+        assert!(index.iter().all(|at| *at == 0), "{difference:?}");
+    }
+}
+
 fn one(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> MemoryTensors {
     let mut memory = MemoryTensors::default();
     let shape = shape.to_vec();
