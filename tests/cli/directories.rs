@@ -592,3 +592,42 @@ fn a_round_trip_is_compared_to_the_last_bit() {
     let (code, stdout, _) = roundtrip(&reference, "--exact-norms");
     assert_eq!(code, 0, "{stdout}");
 }
+
+/// The way back from FP8 is closed: it is said, and the result is whole without it.
+#[test]
+fn a_model_in_fp8_is_imported_and_comes_back_unquantised() {
+    let scratch = tempfile::tempdir().unwrap();
+    let made = tests::fp8::directories(&model("dense_vl"), scratch.path(), Default::default());
+    let (megatron, out) = (scratch.path().join("megatron"), scratch.path().join("out"));
+    let (code, stderr) = import(&made.quantised, &megatron, "");
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        stderr.contains("cannot be written in FP8 again"),
+        "{stderr}"
+    );
+    let (code, stderr) = export(&made.quantised, &megatron, &out, "");
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("are written in bfloat16"), "{stderr}");
+    assert_eq!(config(&out), config(&made.bfloat16));
+    let (ours, theirs) = (
+        HfCheckpoint::open(&out).unwrap(),
+        HfCheckpoint::open(&made.bfloat16).unwrap(),
+    );
+    assert_eq!(ours.names().len(), theirs.names().len());
+    for (name, info) in theirs.tensors() {
+        assert_eq!(ours.info(name).as_ref(), Some(info), "{name}");
+        assert!(bytes(&ours, name) == bytes(&theirs, name), "{name}");
+    }
+    let (code, stdout, stderr) = roundtrip(&made.quantised, "");
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    // In float32 nothing is rounded at all.
+    let (code, stderr) = import(
+        &made.quantised,
+        &megatron,
+        "--torch-dtype float32 --overwrite",
+    );
+    assert_eq!(code, 0, "{stderr}");
+    let (code, stderr) = export(&made.float32, &megatron, &out, "--overwrite");
+    assert_eq!(code, 0, "{stderr}");
+    assert_same_directory(&out, &made.float32);
+}

@@ -1,5 +1,8 @@
 //! Where the goldens are, and what tests share.
 
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+pub mod fp8;
+
 use std::path::PathBuf;
 #[cfg(feature = "torch")]
 use std::sync::{Mutex, MutexGuard, PoisonError};

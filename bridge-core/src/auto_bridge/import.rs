@@ -140,6 +140,12 @@ impl Import<'_> {
         &self.plan
     }
 
+    /// What is read.
+    #[must_use]
+    pub fn source(&self) -> &HfCheckpoint {
+        self.source
+    }
+
     /// Norms whose values would not come back exactly from minus one in their own dtype; with
     /// [`ImportOptions::exact_norms`] they are stored in float32, and do.
     #[must_use]

@@ -76,7 +76,8 @@ pub struct AutoBridge {
 impl AutoBridge {
     /// Opens a directory; the table follows `architectures[0]` and the form of the checkpoint.
     ///
-    /// Names under prefixes of other tools are read as the published ones.
+    /// Names under prefixes of other tools are read as the published ones. Matrices in block-wise FP8 are read as float32
+    /// and planned in bfloat16 where no dtype is asked for; [`HfCheckpoint::quantised`] names them.
     ///
     /// # Errors
     /// [`BridgeError`]: an unsupported architecture (the supported ones are listed), a config or weight file that
@@ -88,6 +89,8 @@ impl AutoBridge {
         if !prefixes.are_published() {
             checkpoint = checkpoint.renamed(|name| prefixes.published(name))?;
         }
+        let block = config.quantization.unwrap_or_default().weight_block_size;
+        checkpoint = checkpoint.dequantised(block)?;
         let facts = Facts::detect(&config, checkpoint.names());
         Ok(Self {
             config,
@@ -117,6 +120,11 @@ impl AutoBridge {
     #[must_use]
     pub fn checkpoint(&self) -> Option<&HfCheckpoint> {
         self.checkpoint.as_ref()
+    }
+
+    /// Matrices that are in FP8 in the files: see [`HfCheckpoint::quantised`].
+    pub(crate) fn quantised(&self) -> impl Iterator<Item = &str> {
+        self.checkpoint.iter().flat_map(HfCheckpoint::quantised)
     }
 
     /// The form of the checkpoint.
@@ -258,7 +266,8 @@ impl AutoBridge {
 
     /// Dtype and shape of a Hugging Face tensor: the checkpoint's, or those of a new one.
     pub(crate) fn hf_info(&self, registry: &Registry, name: &str) -> TensorInfo {
-        if let Some(info) = self.checkpoint.as_ref().and_then(|files| files.info(name)) {
+        let files = self.checkpoint.as_ref();
+        if let Some(info) = files.and_then(|files| files.as_written().info(name)) {
             return info;
         }
         let own = self.config.text.dtype.unwrap_or(Dtype::F32);

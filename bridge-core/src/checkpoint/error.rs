@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::Dtype;
 use crate::first_ten::first_ten;
 
 /// Why a checkpoint cannot be read or written.
@@ -126,6 +127,18 @@ pub enum CheckpointError {
         num_bytes: u64,
         /// The destination.
         dir: PathBuf,
+    },
+    /// A scale of an FP8 matrix is not a number.
+    #[error(
+        "element {index} of `{name}` is {value}; a block of FP8 values cannot be scaled by it, the checkpoint is damaged, fetch it again"
+    )]
+    Scale {
+        /// The scales.
+        name: String,
+        /// Which of them.
+        index: usize,
+        /// What it is.
+        value: f32,
     },
     /// A sink or source of another crate failed.
     #[error("`{name}` could not be {action}")]
@@ -283,6 +296,68 @@ pub enum FileProblem {
         "its metadata does not say which rank it belongs to; is it a file that `trainer convert shard` wrote?"
     )]
     NotAShard,
+    /// An FP8 matrix without scales.
+    #[error(
+        "`{name}` is in F8_E4M3, but `{scales}` is missing; without its scales its values mean nothing"
+    )]
+    NoScales {
+        /// The matrix.
+        name: String,
+        /// The name that its scales should have.
+        scales: String,
+    },
+    /// Scales beside a tensor that is not in FP8.
+    #[error(
+        "`{scales}` would scale `{name}`, which has dtype {dtype} and not F8_E4M3; was only one of them replaced?"
+    )]
+    NotQuantised {
+        /// The scales.
+        scales: String,
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        dtype: Dtype,
+    },
+    /// Scales without a tensor.
+    #[error("`{scales}` scales a tensor that is not there")]
+    NothingToScale {
+        /// The scales.
+        scales: String,
+    },
+    /// An FP8 tensor that is no matrix.
+    #[error(
+        "`{name}` is in F8_E4M3 with shape {shape:?}; only matrices can be scaled block by block"
+    )]
+    NoMatrix {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Scales that do not fit the blocks of their matrix.
+    #[error(
+        "`{scales}` has shape {found:?}, but blocks of {block:?} in a matrix of {matrix:?} need {expected:?}; weight_block_size in config.json says how large blocks are"
+    )]
+    ScaleShape {
+        /// The scales.
+        scales: String,
+        /// Their shape.
+        found: Vec<usize>,
+        /// The shape that fits.
+        expected: [usize; 2],
+        /// Rows and columns of a block.
+        block: [usize; 2],
+        /// Rows and columns of the matrix.
+        matrix: [usize; 2],
+    },
+    /// Scales of a type that holds none.
+    #[error("`{scales}` has dtype {found}, scales are F32, BF16 or F16")]
+    ScaleDtype {
+        /// The scales.
+        scales: String,
+        /// Their dtype.
+        found: Dtype,
+    },
     /// Two tensors have the same name once prefixes are read as the published ones.
     #[error("`{name}` would stand for two tensors")]
     SameName {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::HfConfig;
+use super::{HfConfig, unquantised};
 use crate::Dtype;
 use crate::json;
 
@@ -30,6 +30,12 @@ impl HfConfig {
         self.text_object()
             .insert("mtp_num_hidden_layers".to_owned(), 0.into());
         self.text.mtp_num_hidden_layers = 0;
+    }
+
+    /// Says that weights are as their dtypes say: in no block-wise form.
+    pub fn drop_quantization(&mut self) {
+        self.raw = unquantised(&self.raw);
+        self.quantization = None;
     }
 
     /// The file, in the form in which transformers writes it.

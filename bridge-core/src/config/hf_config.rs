@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::reader::Reader;
-use super::{ClassifierConfig, ConfigError, TextConfig, VisionConfig};
+use super::{ClassifierConfig, ConfigError, QuantizationConfig, TextConfig, VisionConfig};
 use crate::{json, regular_file};
 
 /// The architectures that have a table of rows.
@@ -148,6 +148,8 @@ pub struct HfConfig {
     pub vision_end_token_id: i64,
     /// Stands for audio in the mixture-of-experts models.
     pub audio_token_id: i64,
+    /// How matrices are stored in fewer bits; the tensors themselves decide which ones are.
+    pub quantization: Option<QuantizationConfig>,
     /// The file's content, unknown keys and key order included.
     pub raw: Map<String, Value>,
     /// The file.
@@ -229,6 +231,7 @@ impl HfConfig {
             text.mtp_num_hidden_layers = 0;
         }
         let classifier = is_classifier.then(|| ClassifierConfig::read(&mut r));
+        let (quantization, quantization_problems) = QuantizationConfig::read(&mut r);
         let config = Self {
             architecture,
             text,
@@ -240,6 +243,7 @@ impl HfConfig {
             vision_start_token_id: r.integer("vision_start_token_id").unwrap_or(248_053),
             vision_end_token_id: r.integer("vision_end_token_id").unwrap_or(248_054),
             audio_token_id: r.integer("audio_token_id").unwrap_or(248_076),
+            quantization,
             raw: raw.clone(),
             file: file.clone(),
         };
@@ -247,6 +251,7 @@ impl HfConfig {
         let mut problems = if is_flat { r.problems } else { r.finish() };
         problems.extend(text_problems);
         problems.extend(vision_problems);
+        problems.extend(quantization_problems);
         if problems.is_empty() {
             Ok(config)
         } else {

@@ -140,7 +140,7 @@ impl Qwen3VlModel {
         let writer = HfWriter::like(checkpoint, dir, options.overwrite)
             .map_err(|error| failed(Box::new(error)))?;
         let run = ExecuteOptions::default();
-        copy_tensors(&copied, checkpoint, &writer, &run)
+        copy_tensors(&copied, &checkpoint.as_written(), &writer, &run)
             .map_err(|error| failed(Box::new(error)))?;
         execute(&export, &self.params.memory(), &writer, &run)
             .map_err(|error| failed(Box::new(error)))?;

@@ -1,6 +1,7 @@
 //! Hugging Face directories: round trips, what went wrong elsewhere, and crash-safe writing.
 
 mod families;
+mod fp8;
 mod hostile;
 mod import_export;
 mod refusals;

@@ -104,6 +104,7 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
     }
     let mut written = config.clone();
     written.set_dtype(dtype);
+    written.drop_quantization();
     writer.write_file("config.json", written.to_json().as_bytes())?;
     let output = writer.finish()?;
     tracing::info!(

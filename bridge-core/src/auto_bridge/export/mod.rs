@@ -238,6 +238,9 @@ impl AutoBridge {
         if let Some(dtype) = options.dtype {
             config.set_dtype(dtype);
         }
+        if self.quantised().next().is_some() {
+            config.drop_quantization();
+        }
         let has_mtp = plan
             .tensors
             .iter()

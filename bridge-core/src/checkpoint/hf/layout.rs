@@ -4,7 +4,10 @@ use serde_json::{Map, Value};
 
 use super::HfCheckpoint;
 use super::index::SINGLE;
-use crate::checkpoint::TensorInfo;
+use crate::checkpoint::{TensorInfo, TensorSource};
+
+/// The key of the index for the bytes of all tensors.
+const TOTAL_SIZE: &str = "total_size";
 
 /// One file of a checkpoint to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,10 +31,17 @@ pub struct HfLayout {
 
 impl HfLayout {
     /// The layout of an opened checkpoint: same files, order, dtypes and metadata.
+    ///
+    /// Matrices in FP8 have no way back: they are [`super::UNQUANTISED`] here, without scales; a file that held nothing but
+    /// scales is left out, and `total_size` of the index is counted anew.
     #[must_use]
     pub fn like(checkpoint: &HfCheckpoint) -> Self {
-        let owned = |(name, info): (&str, &TensorInfo)| (name.to_owned(), info.clone());
-        Self {
+        let written = checkpoint.as_written();
+        let owned = |(name, info): (&str, &TensorInfo)| {
+            let info = written.info(name).unwrap_or_else(|| info.clone());
+            (name.to_owned(), info)
+        };
+        let mut layout = Self {
             files: checkpoint
                 .files()
                 .map(|(name, metadata, tensors)| LayoutFile {
@@ -41,7 +51,15 @@ impl HfLayout {
                 })
                 .collect(),
             index_metadata: checkpoint.index_metadata().cloned(),
+        };
+        if checkpoint.quantised().next().is_some() {
+            layout.files.retain(|file| !file.tensors.is_empty());
+            let total_size = layout.num_bytes();
+            if let Some(metadata) = &mut layout.index_metadata {
+                metadata.insert(TOTAL_SIZE.to_owned(), total_size.into());
+            }
         }
+        layout
     }
 
     /// A new layout: tensors in the given order, in files of at most `max_shard_bytes` (a larger tensor has a file of
@@ -79,7 +97,7 @@ impl HfLayout {
             })
             .collect();
         let mut index = Map::new();
-        index.insert("total_size".to_owned(), total.into());
+        index.insert(TOTAL_SIZE.to_owned(), total.into());
         Self {
             files,
             index_metadata: (count > 1).then_some(index),

@@ -3,6 +3,7 @@
 //! Everything in a header or an index is untrusted: every sum and product is checked, what is held grows with the
 //! file and not with the numbers in it, and shard names stay in the directory.
 
+mod fp8;
 pub(in crate::checkpoint) mod header;
 mod index;
 mod layout;
@@ -10,6 +11,7 @@ mod reader;
 mod support_files;
 mod writer;
 
+pub use fp8::{AsWritten, UNQUANTISED};
 pub use layout::{HfLayout, LayoutFile};
 pub use reader::HfCheckpoint;
 pub use support_files::{SUPPORT_FILES, support_files};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
+use super::fp8::Scales;
 use super::header::{self, Header};
 use super::index::{self, INDEX, SINGLE};
 use crate::checkpoint::error::{check_range, io};
@@ -17,9 +18,9 @@ use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
 /// A Hugging Face directory of one or more safetensors files, every header read and checked.
 #[derive(Debug)]
 pub struct HfCheckpoint {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     files: Vec<OpenFile>,
-    tensors: IndexMap<String, Place>,
+    pub(super) tensors: IndexMap<String, Place>,
     index_metadata: Option<Map<String, Value>>,
 }
 
@@ -30,11 +31,13 @@ struct OpenFile {
     metadata: Map<String, Value>,
 }
 
+/// Where a tensor stands. Of one with scales, `info` is what is read, not what the file holds.
 #[derive(Debug, Clone)]
-struct Place {
-    info: TensorInfo,
+pub(super) struct Place {
+    pub(super) info: TensorInfo,
     file: usize,
     file_offset: u64,
+    pub(super) scales: Option<Box<Scales>>,
 }
 
 impl HfCheckpoint {
@@ -119,6 +122,7 @@ impl HfCheckpoint {
                         info: entry.info,
                         file: number,
                         file_offset: entry.file_offset,
+                        scales: None,
                     },
                 );
             }
@@ -261,8 +265,22 @@ impl TensorSource for HfCheckpoint {
             .ok_or_else(|| CheckpointError::NoTensor {
                 name: name.to_owned(),
             })?;
-        let num_bytes = place.info.num_bytes();
-        check_range(name, offset_bytes, into.len(), num_bytes)?;
+        if place.scales.is_some() {
+            return self.read_scaled(name, offset_bytes, into, f32::to_le_bytes);
+        }
+        check_range(name, offset_bytes, into.len(), place.info.num_bytes())?;
+        self.read_place(place, offset_bytes, into)
+    }
+}
+
+impl HfCheckpoint {
+    /// Fills `into` with the file's bytes of a tensor from `offset_bytes` on.
+    pub(super) fn read_place(
+        &self,
+        place: &Place,
+        offset_bytes: u64,
+        into: &mut [u8],
+    ) -> Result<(), CheckpointError> {
         let file = &self.files[place.file];
         file.file
             .read_exact_at(into, place.file_offset + offset_bytes)

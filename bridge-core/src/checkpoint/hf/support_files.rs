@@ -2,9 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use crate::checkpoint::error::io;
+use crate::checkpoint::{CheckpointError, FileProblem};
+use crate::{config, json};
+
+/// The file that says what the weights are.
+pub(super) const CONFIG: &str = "config.json";
+
 /// Files that a saved checkpoint takes over from its source when they are there; weights and index are written new.
 pub const SUPPORT_FILES: [&str; 14] = [
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,4 +37,21 @@ pub fn support_files(dir: &Path) -> Vec<PathBuf> {
         .map(|name| dir.join(name))
         .filter(|path| path.is_file())
         .collect()
+}
+
+/// The content of a config for weights that are no longer in FP8.
+pub(super) fn unquantised_config(file: &Path) -> Result<Vec<u8>, CheckpointError> {
+    let text = fs_err::read(file).map_err(io("read", file))?;
+    let invalid = |reason: String| CheckpointError::Files {
+        path: file.to_owned(),
+        problems: vec![FileProblem::Json {
+            what: "the config",
+            reason,
+        }],
+    };
+    let value = json::parse(&text).map_err(|error| invalid(error.to_string()))?;
+    let Value::Object(raw) = value else {
+        return Err(invalid("it is no object".to_owned()));
+    };
+    Ok(json::as_python_writes(&config::unquantised(&raw)).into_bytes())
 }

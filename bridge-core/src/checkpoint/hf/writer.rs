@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::header;
 use super::index::INDEX;
+use super::support_files::{CONFIG, unquantised_config};
 use super::{HfCheckpoint, HfLayout, support_files};
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::staging::{PartPlace, StagedFiles, write_file};
@@ -37,6 +38,9 @@ struct Place {
 impl HfWriter {
     /// Starts a directory with the files, order, dtypes and support files of `reference`.
     ///
+    /// Matrices that are in FP8 there are unquantised here ([`HfLayout::like`]), and config.json has no
+    /// `quantization_config`.
+    ///
     /// # Errors
     /// [`CheckpointError`] when the destination is taken or cannot be written.
     pub fn like(
@@ -45,8 +49,13 @@ impl HfWriter {
         staging: impl Into<Staging>,
     ) -> Result<Self, CheckpointError> {
         let writer = Self::create(&HfLayout::like(reference), target, staging)?;
+        let is_quantised = reference.quantised().next().is_some();
         for file in support_files(reference.dir()) {
-            writer.copy_file(&file)?;
+            if is_quantised && file.ends_with(CONFIG) {
+                writer.write_file(CONFIG, &unquantised_config(&file)?)?;
+            } else {
+                writer.copy_file(&file)?;
+            }
         }
         Ok(writer)
     }

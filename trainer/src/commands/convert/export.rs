@@ -11,6 +11,7 @@ use bridge_core::models::ExpertLayout;
 use bridge_core::{Export, ExportOptions, Missing};
 use bytesize::ByteSize;
 
+use super::quantised;
 use super::writing::{WriteArgs, report_rounding, say_done, say_what_is_left};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::model::{self, Weights};
@@ -84,6 +85,9 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     };
     let export = bridge.export(&source, &options)?;
     say_plan(&export, args);
+    if let Some(reference) = bridge.checkpoint() {
+        quantised::report_export(reference, args.write.torch_dtype);
+    }
     write(&export, args, started).inspect_err(|_| say_what_is_left(&args.hf_path))
 }
 

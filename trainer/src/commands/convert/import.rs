@@ -9,6 +9,7 @@ use bridge_core::convert::ExecuteOptions;
 use bridge_core::{Import, ImportOptions};
 use bytesize::ByteSize;
 
+use super::quantised;
 use super::writing::{WriteArgs, report_rounding, say_done, say_what_is_left};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::model::{self, Weights};
@@ -53,6 +54,7 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     };
     let import = bridge.import(&options)?;
     say_plan(&import, args);
+    quantised::report_import(import.source(), import.plan());
     write(&import, args, started).inspect_err(|_| say_what_is_left(&args.megatron_path))
 }
 

@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod quantised;
 mod roundtrip;
 mod shard;
 mod unshard;

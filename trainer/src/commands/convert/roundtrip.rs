@@ -90,6 +90,11 @@ fn compare(bridge: &AutoBridge, source: &TorchDistCheckpoint) -> anyhow::Result<
         .checkpoint()
         .context("a model opened for its weights has none")?;
     let export = bridge.export(source, &ExportOptions::default())?;
-    let comparison = verify(export.plan(), &export, reference, &VerifyOptions::default())?;
+    let comparison = verify(
+        export.plan(),
+        &export,
+        &reference.as_written(),
+        &VerifyOptions::default(),
+    )?;
     Ok(comparison.lacking(&export.plan().left_out, Side::Source))
 }

@@ -10,6 +10,7 @@ use bridge_core::convert::{ExecuteOptions, execute};
 use bridge_core::plan::Stage;
 use bytesize::ByteSize;
 
+use super::quantised;
 use super::writing::{record, report_rounding};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::layout_args::{LayoutArgs, RankArgs};
@@ -82,6 +83,7 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
     .with_context(|| format!("write {}", args.output.display()))?;
     let output = writer.finish()?;
     report_rounding(&done.rounded);
+    quantised::report_import(source, &plan);
     tracing::info!(
         "wrote {} in {:.1} s",
         output.display(),

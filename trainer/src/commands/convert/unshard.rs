@@ -11,6 +11,7 @@ use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
 use bridge_core::shards::ShardSet;
 use bytesize::ByteSize;
 
+use super::quantised;
 use super::writing::record;
 use crate::commands::interrupt::Interrupt;
 use crate::commands::model::{self, Weights};
@@ -73,6 +74,7 @@ pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
         ByteSize(plan.num_bytes()),
         args.hf_path.display()
     );
+    quantised::report_export(reference, None);
     let compared = set.compare_replicas()?;
     let overwrite = if args.overwrite {
         Overwrite::Yes
@@ -105,7 +107,7 @@ fn copy_missing(
     if left_out.is_empty() {
         return Ok(());
     }
-    let bytes = copy_tensors(left_out, reference, sink, options)?;
+    let bytes = copy_tensors(left_out, &reference.as_written(), sink, options)?;
     tracing::info!(
         "{} tensors ({}) that the shards lack are the reference's",
         left_out.len(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use bridge_core::AutoBridge;
+use bridge_core::checkpoint::hf::{HfCheckpoint, UNQUANTISED};
 use bridge_core::config::HfConfig;
 use bridge_core::mapping::{Part, Registry};
 use bridge_core::plan::{ModelPlan, PlanOptions};
@@ -24,13 +25,16 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let registry = bridge.registry()?;
     // Says what is wrong with the tensors before anything is printed: a table of a broken checkpoint would mislead.
     let plan = bridge.plan(&PlanOptions::default())?;
+    let hf_plan = plan.inverted();
+    let stored = as_stored(&bridge)?;
+    let files = stored.as_ref().or(bridge.checkpoint());
     let lines = if args.tensors || args.checksum {
-        Some(tensor_lines(&bridge, &plan.inverted(), args.checksum)?)
+        Some(tensor_lines(files, &hf_plan, args.checksum)?)
     } else {
         None
     };
     if args.json {
-        let mut value = summary_json(&bridge, &registry, &plan.inverted());
+        let mut value = summary_json(&bridge, &registry, &dtypes(files, &hf_plan));
         if args.mapping {
             value["mapping"] = mapping::rows_json(&registry);
         }
@@ -42,7 +46,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     }
     let mut out = report::out();
     if !args.mapping && lines.is_none() {
-        print_summary(&mut out, &bridge, &registry, &plan.inverted())?;
+        print_summary(&mut out, &bridge, &registry, &dtypes(files, &hf_plan))?;
     }
     if args.mapping {
         mapping::print(&mut out, &registry)?;
@@ -62,10 +66,26 @@ fn parameters_by_part(registry: &Registry) -> BTreeMap<Part, usize> {
     counts
 }
 
-fn dtypes(hf_plan: &ModelPlan) -> Dtypes {
+/// The files as they are, where the bridge shows matrices in FP8 as what they become.
+fn as_stored(bridge: &AutoBridge) -> anyhow::Result<Option<HfCheckpoint>> {
+    match bridge.checkpoint() {
+        Some(checkpoint) if checkpoint.quantised().next().is_some() => {
+            Ok(Some(HfCheckpoint::open(checkpoint.dir())?))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn dtypes(files: Option<&HfCheckpoint>, hf_plan: &ModelPlan) -> Dtypes {
     let mut dtypes = Dtypes::default();
-    for tensor in &hf_plan.tensors {
-        dtypes.add(tensor.dtype.safetensors_word(), tensor.num_bytes());
+    match files {
+        Some(files) => files
+            .tensors()
+            .for_each(|(_, info)| dtypes.add(info.dtype.safetensors_word(), info.num_bytes())),
+        None => hf_plan
+            .tensors
+            .iter()
+            .for_each(|one| dtypes.add(one.dtype.safetensors_word(), one.num_bytes())),
     }
     dtypes
 }
@@ -88,7 +108,7 @@ fn print_summary(
     out: &mut impl Write,
     bridge: &AutoBridge,
     registry: &Registry,
-    hf_plan: &ModelPlan,
+    dtypes: &Dtypes,
 ) -> anyhow::Result<()> {
     let config = bridge.config();
     let text = &config.text;
@@ -175,7 +195,17 @@ fn print_summary(
     parts.add_row(["total".to_owned(), grouped(counts.values().sum())]);
     writeln!(out, "{parts}\n")?;
 
-    writeln!(out, "{}", dtypes(hf_plan).table())?;
+    writeln!(out, "{}", dtypes.table())?;
+    let quantised = bridge
+        .checkpoint()
+        .map_or(0, |files| files.quantised().count());
+    if quantised > 0 {
+        writeln!(
+            out,
+            "\n{quantised} matrices in FP8: they are planned in {}, and an import cannot be undone for them.",
+            UNQUANTISED.torch_word()
+        )?;
+    }
     if bridge.checkpoint().is_none() {
         writeln!(
             out,
@@ -185,7 +215,7 @@ fn print_summary(
     Ok(())
 }
 
-fn summary_json(bridge: &AutoBridge, registry: &Registry, hf_plan: &ModelPlan) -> Value {
+fn summary_json(bridge: &AutoBridge, registry: &Registry, dtypes: &Dtypes) -> Value {
     let config = bridge.config();
     let counts = parameters_by_part(registry);
     let words: Vec<&str> = config
@@ -204,20 +234,21 @@ fn summary_json(bridge: &AutoBridge, registry: &Registry, hf_plan: &ModelPlan) -
         "kind": "hugging_face",
         "architecture": config.architecture.hf_name(),
         "parameters": parameters,
-        "dtypes": dtypes(hf_plan).json(),
+        "dtypes": dtypes.json(),
         "layer_types": words,
         "provider": bridge.to_megatron_provider(),
         "has_weights": bridge.checkpoint().is_some(),
+        "quantised": bridge.checkpoint().map_or(0, |files| files.quantised().count()),
     })
 }
 
 /// Every tensor: of the files, or those that a new checkpoint would have.
 fn tensor_lines(
-    bridge: &AutoBridge,
+    files: Option<&HfCheckpoint>,
     hf_plan: &ModelPlan,
     checksum: bool,
 ) -> anyhow::Result<Vec<TensorLine>> {
-    let mut lines: Vec<TensorLine> = match bridge.checkpoint() {
+    let mut lines: Vec<TensorLine> = match files {
         Some(checkpoint) => checkpoint
             .tensors()
             .map(|(name, info)| TensorLine::new(name, info))
@@ -229,7 +260,7 @@ fn tensor_lines(
             .collect(),
     };
     lines.sort_by(|a, b| a.name.cmp(&b.name));
-    if let Some(checkpoint) = bridge.checkpoint()
+    if let Some(checkpoint) = files
         && checksum
     {
         table::hash(&mut lines, checkpoint)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bridge_core::layout::{ParallelLayout, RankCoord};
 use bridge_core::mapping::Group;
 use bridge_core::plan::{Held, Stage};
-use bridge_core::{AutoBridge, BridgeError, StagePlanner};
+use bridge_core::{AutoBridge, BridgeError, Dtype, StagePlanner};
 
 /// A rank's numbers, all virtual stages together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,11 @@ impl<'a> Loads<'a> {
                 for copy in &tensor.copies {
                     let source = &tensor.sources[copy.source];
                     let elements = copy.rows as u64 * copy.row_elements as u64;
-                    bytes += elements * source.dtype.size_bytes() as u64;
+                    let stored = match checkpoint.is_quantised(&source.name) {
+                        true => Dtype::F8E4M3,
+                        false => source.dtype,
+                    };
+                    bytes += elements * stored.size_bytes() as u64;
                     files.extend(checkpoint.file_of(&source.name));
                 }
             }
