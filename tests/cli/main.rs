@@ -12,6 +12,7 @@ mod finetune;
 mod forward;
 #[cfg(feature = "torch")]
 mod generate;
+mod hub;
 mod init;
 mod inspect;
 mod interrupted;

@@ -9,6 +9,8 @@ use bridge_core::checkpoint::{TensorInfo, TensorSource};
 use bridge_core::config::HfConfig;
 use bridge_core::models::Prefixes;
 
+use super::hub;
+
 /// What a path holds.
 pub(crate) enum Checkpoint {
     /// A Hugging Face directory; its tensors have their published names.
@@ -20,8 +22,9 @@ pub(crate) enum Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a path: a file is a shard, a directory what its files say.
+    /// Opens a path: a file is a shard, a directory what its files say; or the Hub id of a model in the cache.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let path = &*hub::local(path)?;
         if path.is_file() {
             return Ok(Self::Shard(ShardFile::open(path)?));
         }

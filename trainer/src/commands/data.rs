@@ -21,7 +21,7 @@ use crate::report;
 /// Example: trainer data --model Qwen3.5-0.8B --data train.jsonl --limit 3
 #[derive(Debug, clap::Args)]
 pub(crate) struct DataArgs {
-    /// Checkpoint directory: tokenizer, chat template, image and video settings.
+    /// Checkpoint directory or cached Hub model: tokenizer, chat template, image and video settings.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Rows: JSON lines or a JSON array, with `messages` or `conversations`.
@@ -51,7 +51,8 @@ pub(crate) struct DataArgs {
 const ROWS_AT_ONCE: usize = 32;
 
 pub(crate) fn run(args: &DataArgs) -> anyhow::Result<ExitCode> {
-    let processor = Processor::from_dir(&args.model)
+    let model = super::hub::local(&args.model)?;
+    let processor = Processor::from_dir(&model)
         .with_context(|| format!("read the processor of {}", args.model.display()))?;
     let dataset = Dataset::open(&args.data).context("open the data set")?;
     let mut tensors = match &args.tensors {

@@ -30,7 +30,7 @@ const CHUNK: usize = 1 << 20;
 /// Example: trainer init --config config.json --output tiny/ --seed 0 --dtype bfloat16
 #[derive(Debug, clap::Args)]
 pub(crate) struct InitArgs {
-    /// A config.json of any name, or a directory that holds one.
+    /// A config.json of any name, or a directory or cached Hub model that holds one.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// The directory to make.
@@ -58,10 +58,11 @@ pub(super) fn parse_dtype(word: &str) -> Result<Dtype, String> {
 }
 
 pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
-    let file = if args.config.is_dir() {
-        args.config.join("config.json")
+    let config = super::hub::local(&args.config)?;
+    let file = if config.is_dir() {
+        config.join("config.json")
     } else {
-        args.config.clone()
+        config.into_owned()
     };
     let config = HfConfig::from_file(&file)?;
     let dtype = args.dtype.or(config.text.dtype).unwrap_or(Dtype::F32);

@@ -14,6 +14,7 @@ mod finetune;
 mod forward;
 #[cfg(feature = "torch")]
 mod generate;
+mod hub;
 mod init;
 mod inspect;
 mod interrupt;

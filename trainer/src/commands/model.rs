@@ -5,6 +5,8 @@ use std::path::Path;
 use bridge_core::AutoBridge;
 use bridge_core::config::HfConfig;
 
+use super::hub;
+
 /// Whether a command reads weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weights {
@@ -14,8 +16,9 @@ pub(crate) enum Weights {
     NeededFor(&'static str),
 }
 
-/// Opens MODEL: a model directory, or a config file of any name.
+/// Opens MODEL: a model directory, a config file of any name, or the Hub id of a model in the cache.
 pub(crate) fn open(model: &Path, weights: Weights) -> anyhow::Result<AutoBridge> {
+    let model = &*hub::local(model)?;
     let is_file = model.is_file();
     if !is_file && has_weights(model) {
         return Ok(AutoBridge::from_hf_pretrained(model)?);

@@ -56,6 +56,12 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
             args.path.display()
         );
     }
+    // Elsewhere the id would be opened in the cache, which other programs share: nothing of ours belongs there.
+    anyhow::ensure!(
+        !args.record || args.path.exists(),
+        "{} is no path here; --record writes beside the weights, so give a directory or file",
+        args.path.display()
+    );
     if is_shard {
         shard::run(args)?;
     } else if is_torch_dist {
