@@ -52,7 +52,7 @@ impl Default for ExecuteOptions {
             transforms: Transforms::Apply,
             non_finite: NonFinite::Refuse,
             threads: 0,
-            // Small enough to stay in a core's cache between reading and writing; see benches/results.
+            // Small enough to stay in a core's cache between reading and writing.
             buffer_bytes: 512 << 10,
         }
     }
