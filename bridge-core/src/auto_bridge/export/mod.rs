@@ -318,7 +318,7 @@ impl Export<'_> {
     }
 }
 
-/// What the plan reads: stored tensors, and those of the reference under [`REFERENCE`].
+/// What the plan reads: stored tensors, and those of the reference under a prefix.
 impl TensorSource for Export<'_> {
     fn info(&self, name: &str) -> Option<TensorInfo> {
         match (name.strip_prefix(REFERENCE), &self.bridge.checkpoint) {
