@@ -1,33 +1,20 @@
 //! The command line: diff.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter};
 use bridge_core::checkpoint::{Overwrite, TensorSink, TensorSource};
 use serde_json::Value;
 use tests::golden;
 
-use crate::program::trainer;
-use crate::shard::words;
+use crate::program::{model, trainer, two, two_json};
 
-/// Exit code, stdout, stderr of `trainer diff A B MORE`.
 fn diff(a: &Path, b: &Path, more: &str) -> (i32, String, String) {
-    let mut args = vec!["diff".to_owned()];
-    args.extend([a, b].map(|path| path.to_string_lossy().into_owned()));
-    args.extend(words(more));
-    trainer(args)
+    two("diff", a, b, more)
 }
 
 fn measured(a: &Path, b: &Path, more: &str) -> Value {
-    let (code, stdout, stderr) = diff(a, b, &format!("{more} --json"));
-    let found: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(found["schema_version"], 1, "{stdout} {stderr}");
-    assert_eq!(found["equal"], code == 0, "{stdout}");
-    found
-}
-
-fn model(name: &str) -> PathBuf {
-    golden(&format!("checkpoints/{name}"))
+    two_json("diff", a, b, more)
 }
 
 /// `dense_vl` with some tensors changed value by value.

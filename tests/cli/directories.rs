@@ -10,7 +10,7 @@ use bridge_core::checkpoint::{Overwrite, TensorInfo, TensorSink, TensorSource};
 use serde_json::Value;
 use tests::golden;
 
-use crate::program::trainer;
+use crate::program::{model, trainer, two, two_json};
 use crate::shard::words;
 use crate::unshard::assert_same_directory;
 
@@ -37,10 +37,6 @@ pub(crate) fn export(model: &Path, source: &Path, target: &Path, more: &str) -> 
     let (code, stdout, stderr) = trainer(words(&format!("convert export {args} {more}")));
     assert_eq!(stdout, "");
     (code, stderr)
-}
-
-fn model(name: &str) -> std::path::PathBuf {
-    golden(&format!("checkpoints/{name}"))
 }
 
 fn bytes(source: &dyn TensorSource, name: &str) -> Vec<u8> {
@@ -620,6 +616,21 @@ fn a_model_in_fp8_is_imported_and_comes_back_unquantised() {
     }
     let (code, stdout, stderr) = roundtrip(&made.quantised, "");
     assert_eq!(code, 0, "{stdout}{stderr}");
+    // Codes are held against codes, and against another form as the values that they stand for.
+    for (a, b) in [
+        (&made.quantised, &made.quantised),
+        (&made.quantised, &out),
+        (&out, &made.quantised),
+    ] {
+        let (code, stdout, stderr) = two("verify", a, b, "");
+        assert_eq!(code, 0, "{stdout}{stderr}");
+    }
+    let (code, stdout, _) = two("diff", &made.quantised, &made.float32, "");
+    assert_eq!(code, 0, "{stdout}");
+    let measured = two_json("diff", &made.quantised, &out, "");
+    for tensor in measured["tensors"].as_array().unwrap() {
+        assert!(tensor["relative"].as_f64().unwrap() < 0.01, "{tensor}");
+    }
     // In float32 nothing is rounded at all.
     let (code, stderr) = import(
         &made.quantised,

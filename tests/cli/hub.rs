@@ -7,6 +7,8 @@ use assert_cmd::Command;
 use sha2::{Digest, Sha256};
 use tests::golden;
 
+use crate::program::done;
+
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const ID: &str = "Qwen/tiny-0.1B";
 
@@ -38,8 +40,8 @@ fn cached(cache: &Path, model: &str) {
 
 /// Runs `trainer` in `scratch`, with these variables and none that name another cache.
 fn trainer(scratch: &Path, variables: &[(&str, &Path)], words: &[&str]) -> (i32, String, String) {
-    let output = Command::cargo_bin("trainer")
-        .unwrap()
+    let mut command = Command::cargo_bin("trainer").unwrap();
+    command
         .current_dir(scratch)
         .env_remove("HF_HUB_CACHE")
         .env_remove("HUGGINGFACE_HUB_CACHE")
@@ -47,14 +49,8 @@ fn trainer(scratch: &Path, variables: &[(&str, &Path)], words: &[&str]) -> (i32,
         .env_remove("XDG_CACHE_HOME")
         .env("HOME", scratch.join("home"))
         .envs(variables.iter().copied())
-        .args(words)
-        .output()
-        .unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
+        .args(words);
+    done(&mut command)
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The command line: verify.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bridge_core::checkpoint::hf::HfCheckpoint;
 use bridge_core::checkpoint::torch_dist::{TorchDistCheckpoint, TorchDistLayout, TorchDistWriter};
@@ -8,28 +8,15 @@ use bridge_core::checkpoint::{Overwrite, TensorSink, TensorSource};
 use serde_json::Value;
 use tests::golden;
 
-use crate::program::trainer;
+use crate::program::{model, two, two_json};
 use crate::shard::{checkpoint, convert, words};
 
-/// Exit code, stdout, stderr of `trainer verify A B MORE`.
 fn verify(a: &Path, b: &Path, more: &str) -> (i32, String, String) {
-    let mut args = vec!["verify".to_owned()];
-    args.extend([a, b].map(|path| path.to_string_lossy().into_owned()));
-    args.extend(words(more));
-    trainer(args)
+    two("verify", a, b, more)
 }
 
-/// The JSON of a comparison, and whether its exit code fits.
 fn compared(a: &Path, b: &Path, more: &str) -> Value {
-    let (code, stdout, stderr) = verify(a, b, &format!("{more} --json"));
-    let found: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(found["schema_version"], 1, "{stdout} {stderr}");
-    assert_eq!(found["equal"], code == 0, "{stdout}");
-    found
-}
-
-fn model(name: &str) -> PathBuf {
-    golden(&format!("checkpoints/{name}"))
+    two_json("verify", a, b, more)
 }
 
 /// A copy of a directory whose files may be changed.

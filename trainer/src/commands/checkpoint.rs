@@ -45,6 +45,17 @@ impl Checkpoint {
         ))
     }
 
+    /// The same with matrices in FP8 as the values that they stand for, and without their scales.
+    pub(crate) fn dequantised(self) -> anyhow::Result<Self> {
+        let Self::Hf(checkpoint) = self else {
+            return Ok(self);
+        };
+        let config = HfConfig::from_dir(checkpoint.dir()).ok();
+        let form = config.and_then(|config| config.quantization);
+        let block = form.unwrap_or_default().weight_block_size;
+        Ok(Self::Hf(checkpoint.dequantised(block)?))
+    }
+
     /// What it is, in words.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

@@ -49,7 +49,9 @@ fn svg(path: &str) -> Result<PathBuf, String> {
 
 pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let open = |path: &PathBuf| {
-        Checkpoint::open(path).with_context(|| format!("open {} to compare it", path.display()))
+        Checkpoint::open(path)
+            .and_then(Checkpoint::dequantised)
+            .with_context(|| format!("open {} to compare it", path.display()))
     };
     let (a, b) = (open(&args.a)?, open(&args.b)?);
     let measured = measure(&a, &b, args.hf_model.as_deref())?;
