@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use bridge_core::Dtype;
 use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter};
-use bridge_core::checkpoint::{Overwrite, TensorInfo, TensorSink, TensorSource};
+use bridge_core::checkpoint::{Overwrite, TensorInfo, TensorSink};
 use serde_json::{Value, json};
 
-/// Name, dtype and shape, bytes.
-pub type Tensors = Vec<(String, TensorInfo, Vec<u8>)>;
+use crate::tensors::{Tensors, read_all};
 
 /// Directories of one model.
 #[derive(Debug)]
@@ -100,18 +99,6 @@ pub fn directories(source: &Path, scratch: &Path, form: Form) -> Fp8 {
     });
     write(&quantised, &config, &made.quantised, form.max_shard_bytes);
     made
-}
-
-/// All tensors of a directory, as its files hold them.
-pub fn read_all(checkpoint: &HfCheckpoint) -> Tensors {
-    checkpoint
-        .tensors()
-        .map(|(name, info)| {
-            let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
-            checkpoint.read(name, 0, &mut bytes).unwrap();
-            (name.to_owned(), info.clone(), bytes)
-        })
-        .collect()
 }
 
 /// Writes a directory.

@@ -2,6 +2,8 @@
 
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 pub mod fp8;
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+pub mod tensors;
 
 use std::path::PathBuf;
 #[cfg(feature = "torch")]

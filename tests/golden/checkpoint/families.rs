@@ -2,25 +2,6 @@
 
 use super::*;
 
-/// A derived checkpoint with its tensors changed by `change`, its config by `config`.
-fn changed_derived(
-    name: &str,
-    change: impl FnOnce(&mut Tensors),
-    config: impl FnOnce(&mut serde_json::Value),
-) -> tempfile::TempDir {
-    let scratch = tempfile::tempdir().unwrap();
-    let source = derived(name, scratch.path());
-    let mut tensors = read_all(&HfCheckpoint::open(&source).unwrap());
-    change(&mut tensors);
-    let text = fs_err::read(source.join("config.json")).unwrap();
-    let mut value: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    config(&mut value);
-    let file = scratch.path().join("config.json");
-    fs_err::write(&file, value.to_string()).unwrap();
-    write(&tensors, &file, &scratch.path().join("model"));
-    scratch
-}
-
 fn tensor(name: &str, shape: [usize; 2]) -> (String, TensorInfo, Vec<u8>) {
     let info = TensorInfo {
         dtype: Dtype::F32,
@@ -46,7 +27,7 @@ fn the_config_of_a_vision_language_model_is_refused_under_the_name_of_a_language
 
 #[test]
 fn a_misspelt_key_of_a_flat_config_is_named_without_a_prefix() {
-    let dir = changed_derived(
+    let dir = changed(
         "dense_text",
         |_| {},
         |config| {
@@ -69,7 +50,7 @@ fn a_misspelt_key_of_a_flat_config_is_named_without_a_prefix() {
 #[test]
 fn pictures_tensors_of_a_language_model_alone_are_refused() {
     let name = "model.visual.patch_embed.proj.weight";
-    let dir = changed_derived(
+    let dir = changed(
         "dense_text",
         |tensors| tensors.push(tensor(name, [4, 4])),
         |_| {},
@@ -80,7 +61,7 @@ fn pictures_tensors_of_a_language_model_alone_are_refused() {
 #[test]
 fn prefixes_of_other_tools_are_read_as_those_of_a_language_model_alone() {
     for prefix in ["model.language_model.", "language_model.model."] {
-        let dir = changed_derived(
+        let dir = changed(
             "moe_text",
             |tensors| {
                 for (name, ..) in tensors {
@@ -100,7 +81,7 @@ fn prefixes_of_other_tools_are_read_as_those_of_a_language_model_alone() {
 
 #[test]
 fn a_classifier_with_an_output_layer_or_a_head_is_refused_with_the_reason() {
-    let dir = changed_derived(
+    let dir = changed(
         "dense_token_classification",
         |tensors| {
             tensors.push(tensor("lm_head.weight", [1024, 64]));
@@ -119,7 +100,7 @@ fn a_classifier_with_an_output_layer_or_a_head_is_refused_with_the_reason() {
 
 #[test]
 fn a_classifier_under_the_name_of_a_generator_is_refused_with_the_architecture() {
-    let dir = changed_derived(
+    let dir = changed(
         "dense_token_classification",
         |_| {},
         |config| {
@@ -139,7 +120,7 @@ fn a_classifier_under_the_name_of_a_generator_is_refused_with_the_architecture()
 
 #[test]
 fn the_labels_are_those_of_id2label_and_must_be_the_rows_of_the_classifier() {
-    let dir = changed_derived(
+    let dir = changed(
         "dense_token_classification",
         |_| {},
         |config| {
@@ -150,7 +131,7 @@ fn the_labels_are_those_of_id2label_and_must_be_the_rows_of_the_classifier() {
         &refusal(&dir.path().join("model")),
         &["`score.weight`", "[5, 64]", "[4, 64]", "`score.bias`"],
     );
-    let dir = changed_derived(
+    let dir = changed(
         "dense_token_classification",
         |_| {},
         |config| config["num_labels"] = 3.into(),
@@ -164,7 +145,7 @@ fn the_labels_are_those_of_id2label_and_must_be_the_rows_of_the_classifier() {
 /// A config that was made from a tied model still says so; the classifier has nothing to tie.
 #[test]
 fn a_classifier_is_never_tied_and_its_dropout_has_transformers_order() {
-    let dir = changed_derived(
+    let dir = changed(
         "dense_token_classification",
         |_| {},
         |config| {

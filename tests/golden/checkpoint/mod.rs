@@ -17,6 +17,7 @@ use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
 use bridge_core::plan::PlanOptions;
 use bridge_core::{AutoBridge, Dtype};
 use tests::golden;
+use tests::tensors::{Tensors, read_all};
 
 use crate::mapping::memory_for;
 
@@ -31,19 +32,6 @@ pub(crate) fn directory(name: &str, scratch: &Path) -> PathBuf {
         return made;
     }
     derived(name, scratch)
-}
-
-type Tensors = Vec<(String, TensorInfo, Vec<u8>)>;
-
-fn read_all(checkpoint: &HfCheckpoint) -> Tensors {
-    checkpoint
-        .tensors()
-        .map(|(name, info)| {
-            let mut bytes = vec![0; usize::try_from(info.num_bytes()).unwrap()];
-            checkpoint.read(name, 0, &mut bytes).unwrap();
-            (name.to_owned(), info.clone(), bytes)
-        })
-        .collect()
 }
 
 /// Writes `tensors` as one directory of one or more files, with the config of `config_of`.
@@ -244,14 +232,14 @@ fn copy_of(name: &str) -> tempfile::TempDir {
     scratch
 }
 
-/// The golden checkpoint with its tensors changed by `change`, its config by `config`.
+/// A golden checkpoint, or one made of it by renaming, with its tensors changed by `change`, its config by `config`.
 fn changed(
     name: &str,
     change: impl FnOnce(&mut Tensors),
     config: impl FnOnce(&mut serde_json::Value),
 ) -> tempfile::TempDir {
     let scratch = tempfile::tempdir().unwrap();
-    let source = golden(&format!("checkpoints/{name}"));
+    let source = directory(name, scratch.path());
     let mut tensors = read_all(&HfCheckpoint::open(&source).unwrap());
     change(&mut tensors);
     let text = fs_err::read(source.join("config.json")).unwrap();
