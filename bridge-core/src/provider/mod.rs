@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use crate::config::HfConfig;
 
-/// A dense model as Megatron describes it.
+/// A dense model as Megatron describes it, with a vision tower or without.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DenseProvider {
+pub struct Qwen35VlProvider {
     /// What dense and mixture-of-experts models have.
     #[serde(flatten)]
     pub common: CommonFields,
@@ -26,10 +26,10 @@ pub struct DenseProvider {
     pub num_moe_experts: Option<usize>,
 }
 
-/// A mixture-of-experts model as Megatron describes it.
+/// A mixture-of-experts model as Megatron describes it, with a vision tower or without.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[expect(missing_docs, reason = "fields carry Megatron's names")]
-pub struct MoeProvider {
+pub struct Qwen35VlMoeProvider {
     /// What dense and mixture-of-experts models have.
     #[serde(flatten)]
     pub common: CommonFields,
@@ -61,9 +61,9 @@ pub struct MoeProvider {
 #[serde(untagged)]
 pub enum Provider {
     /// Dense.
-    Dense(DenseProvider),
+    Dense(Qwen35VlProvider),
     /// Mixture of experts.
-    Moe(MoeProvider),
+    Moe(Qwen35VlMoeProvider),
 }
 
 impl Provider {
@@ -72,12 +72,12 @@ impl Provider {
     pub fn from_config(config: &HfConfig) -> Self {
         let common = CommonFields::from_config(config);
         match &config.text.moe {
-            None => Self::Dense(DenseProvider {
+            None => Self::Dense(Qwen35VlProvider {
                 common,
                 ffn_hidden_size: config.text.intermediate_size.unwrap_or_default(),
                 num_moe_experts: None,
             }),
-            Some(moe) => Self::Moe(MoeProvider {
+            Some(moe) => Self::Moe(Qwen35VlMoeProvider {
                 common,
                 ffn_hidden_size: None,
                 num_moe_experts: moe.num_experts,
