@@ -13,6 +13,7 @@ pub mod config;
 pub mod convert;
 mod dtype;
 mod first_ten;
+mod float8;
 mod json;
 pub mod layout;
 pub mod mapping;

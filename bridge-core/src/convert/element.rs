@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::Dtype;
+use crate::float8::E4M3;
 
 /// The value of element `index` of little-endian `bytes`.
 pub(super) fn load(dtype: Dtype, bytes: &[u8], index: usize) -> f64 {
@@ -29,7 +30,7 @@ pub(super) fn load_any(dtype: Dtype, bytes: &[u8], index: usize) -> f64 {
         Dtype::U32 => f64::from(u32::from_le_bytes(array(bytes, index))),
         Dtype::I64 => i64::from_le_bytes(array(bytes, index)) as f64,
         Dtype::U64 => u64::from_le_bytes(array(bytes, index)) as f64,
-        Dtype::F8E4M3 => float8_e4m3(bytes[index]),
+        Dtype::F8E4M3 => f64::from(E4M3[usize::from(bytes[index])]),
         Dtype::F8E5M2 => f64::from(f16::from_bits(u16::from(bytes[index]) << 8)),
         Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64 => load(dtype, bytes, index),
     }
@@ -51,19 +52,6 @@ pub(super) fn widened(dtype: Dtype, bytes: &[u8], values: &mut Vec<f64>) {
             let elements = 0..bytes.len() / other.size_bytes();
             values.extend(elements.map(|index| load_any(other, bytes, index)));
         }
-    }
-}
-
-/// Exponent and mantissa stand in a float16 of a bias 8 higher; all ones are the only NaN, and there is no infinity.
-fn float8_e4m3(bits: u8) -> f64 {
-    if bits & 0x7f == 0x7f {
-        return f64::NAN;
-    }
-    let magnitude = f64::from(f16::from_bits(u16::from(bits & 0x7f) << 7)) * 256.0;
-    if bits & 0x80 == 0 {
-        magnitude
-    } else {
-        -magnitude
     }
 }
 
