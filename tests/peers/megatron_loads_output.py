@@ -10,7 +10,7 @@
 5. PyYAML reads run_config.yaml with numbers as numbers, torch reads train_state.pt and common.pt without code in them.
 Run by `make test-peers`; prints one line a check and exits 1 if any fails.
 """
-import argparse, filecmp, hashlib, json, os, pathlib, subprocess, sys, tempfile
+import filecmp, hashlib, json, os, pathlib, tempfile
 
 # Of the processes too.
 os.environ["PYTHONWARNINGS"] = "ignore"
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-GOLDENS = pathlib.Path(__file__).resolve().parents[1] / "goldens"
+from checks import GOLDENS, Checks
 
 
 def described(directory):
@@ -130,21 +130,11 @@ def in_processes(world, work, scratch, directory, whole):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--trainer", type=pathlib.Path, required=True)
-    trainer = parser.parse_args().trainer.resolve()
-    failed = []
-
-    def check(what, good, detail=""):
-        print(f"{'ok    ' if good else 'FAILED'} {what}{'' if good else ': ' + str(detail)}", flush=True)
-        if not good:
-            failed.append(what)
+    checks = Checks()
+    check = checks.check
 
     def convert(*command):
-        done = subprocess.run([str(trainer), "convert", *map(str, command)], stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise SystemExit(f"trainer convert {' '.join(map(str, command))}\n{done.stderr[-3000:]}")
-        return done.stderr
+        return checks.run("convert", *command)[1]
 
     def same_directory(a, b):
         names = sorted(p.name for p in a.iterdir())
@@ -219,9 +209,8 @@ def main():
         common = torch.load(iteration / "common.pt", weights_only=True)
         check("torch reads common.pt", common["iteration"] == 0, common)
 
-    print(json.dumps({"failed": failed}))
-    return 1 if failed else 0
+    checks.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

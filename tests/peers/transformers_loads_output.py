@@ -10,7 +10,7 @@
 4. TensorBoard reads the run's event files.
 Run by `make test-peers`; prints one line a check and exits 1 if any fails.
 """
-import argparse, json, os, pathlib, subprocess, sys, tempfile
+import os, pathlib, tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -19,24 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--trainer", type=pathlib.Path, required=True)
-trainer = parser.parse_args().trainer.resolve()
-goldens = pathlib.Path(__file__).resolve().parents[1] / "goldens"
-failed = []
+from checks import GOLDENS as goldens, Checks
 
-
-def check(what, good, detail=""):
-    print(f"{'ok    ' if good else 'FAILED'} {what}{'' if good else ': ' + str(detail)}", flush=True)
-    if not good:
-        failed.append(what)
+checks = Checks()
+check = checks.check
 
 
 def run(*command):
-    done = subprocess.run([str(trainer), *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"trainer {' '.join(map(str, command))}\n{done.stderr[-3000:]}")
-    return done.stdout
+    return checks.run(*command)[0]
 
 
 def load(folder, **options):
@@ -86,5 +76,4 @@ with tempfile.TemporaryDirectory() as scratch:
         run("init", "--config", goldens / "checkpoints" / name / "config.json", "--output", made, "--seed", "1")
         loads_whole(f"{name}, from `trainer init`,", made)
 
-print(json.dumps({"failed": failed}))
-sys.exit(1 if failed else 0)
+checks.finish()
