@@ -1,14 +1,11 @@
 //! What a person sees while a run goes: a bar on a terminal, plain lines elsewhere, nothing with `--quiet`.
 
 use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::terminal::{Verbosity, bars, note, verbosity};
-
-/// Between plain lines; the first and the last step always have one.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
+use super::terminal::{PLAIN_INTERVAL, Verbosity, bars, note, verbosity};
 
 /// The progress of a training run.
 pub(crate) struct Progress {
@@ -16,6 +13,7 @@ pub(crate) struct Progress {
     total: u64,
     started: Instant,
     first_step: u64,
+    /// The first and the last step always have a line.
     last_line: Option<Instant>,
 }
 

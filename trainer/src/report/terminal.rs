@@ -2,10 +2,14 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
 
 use indicatif::MultiProgress;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+/// Between plain lines of progress, where there is no terminal for a bar.
+pub(super) const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How much goes to stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

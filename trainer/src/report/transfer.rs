@@ -3,15 +3,12 @@
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::terminal::{Verbosity, bars, note, verbosity};
-
-/// Between plain lines.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
+use super::terminal::{PLAIN_INTERVAL, Verbosity, bars, note, verbosity};
 
 /// The progress of a conversion. Any thread may add to it.
 #[derive(Debug)]
