@@ -87,11 +87,7 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         layout.files.len(),
         args.output.display()
     );
-    let overwrite = if args.overwrite {
-        Overwrite::Yes
-    } else {
-        Overwrite::No
-    };
+    let overwrite = Overwrite::from(args.overwrite);
     let started = std::time::Instant::now();
     let writer = HfWriter::create(&layout, &args.output, overwrite)?;
     for (name, info) in layout.tensors() {

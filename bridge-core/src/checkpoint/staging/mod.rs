@@ -26,6 +26,13 @@ pub enum Overwrite {
     Yes,
 }
 
+impl From<bool> for Overwrite {
+    /// Whether it was asked for.
+    fn from(asked: bool) -> Self {
+        if asked { Self::Yes } else { Self::No }
+    }
+}
+
 /// Whether finished files of an interrupted run are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Resume {

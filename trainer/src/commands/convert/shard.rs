@@ -67,11 +67,7 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
         layout.world_size(),
         args.output.display()
     );
-    let overwrite = if args.overwrite {
-        Overwrite::Yes
-    } else {
-        Overwrite::No
-    };
+    let overwrite = Overwrite::from(args.overwrite);
     let interrupt = Interrupt::listen()?;
     let writer = ShardWriter::create(&shard, &plan.targets(), &args.output, overwrite)?;
     let done = execute(

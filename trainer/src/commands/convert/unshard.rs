@@ -76,11 +76,7 @@ pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
     );
     quantised::report_export(reference, None);
     let compared = set.compare_replicas()?;
-    let overwrite = if args.overwrite {
-        Overwrite::Yes
-    } else {
-        Overwrite::No
-    };
+    let overwrite = Overwrite::from(args.overwrite);
     let interrupt = Interrupt::listen()?;
     let writer = HfWriter::like(reference, &args.hf_path, overwrite)?;
     let options = ExecuteOptions::default();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
-use bridge_core::checkpoint::{FileSink, Overwrite, ReadBack, Resume, Staging, partial_path};
+use bridge_core::checkpoint::{FileSink, ReadBack, Resume, Staging, partial_path};
 use bridge_core::convert::{Report, Rounded};
 use bridge_core::{BridgeError, Dtype};
 use bytesize::ByteSize;
@@ -43,11 +43,7 @@ pub(crate) struct WriteArgs {
 impl WriteArgs {
     pub(crate) fn staging(&self) -> Staging {
         Staging {
-            overwrite: if self.overwrite {
-                Overwrite::Yes
-            } else {
-                Overwrite::No
-            },
+            overwrite: self.overwrite.into(),
             resume: if self.resume { Resume::Yes } else { Resume::No },
             read_back: if self.no_verify {
                 ReadBack::No
