@@ -84,13 +84,8 @@ impl AutoBridge {
     /// cannot be used.
     pub fn from_hf_pretrained(dir: &Path) -> Result<Self, BridgeError> {
         let config = HfConfig::from_dir(dir)?;
-        let mut checkpoint = HfCheckpoint::open(dir)?;
-        let prefixes = Prefixes::detect(config.architecture, checkpoint.names());
-        if !prefixes.are_published() {
-            checkpoint = checkpoint.renamed(|name| prefixes.published(name))?;
-        }
-        let block = config.quantization.unwrap_or_default().weight_block_size;
-        checkpoint = checkpoint.dequantised(block)?;
+        let checkpoint = Prefixes::publish(config.architecture, HfCheckpoint::open(dir)?)?;
+        let checkpoint = checkpoint.dequantised(config.weight_block_size())?;
         let facts = Facts::detect(&config, checkpoint.names());
         Ok(Self {
             config,

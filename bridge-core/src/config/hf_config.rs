@@ -181,6 +181,12 @@ impl HfConfig {
         Self::from_json(value, file)
     }
 
+    /// Rows and columns of a block, for matrices in block-wise FP8.
+    #[must_use]
+    pub fn weight_block_size(&self) -> [usize; 2] {
+        self.quantization.unwrap_or_default().weight_block_size
+    }
+
     /// Reads a parsed config; `file` is what messages call it.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! has, and names are read as the published ones.
 
 use super::qwen35::{VISION, language_prefixes};
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::hf::HfCheckpoint;
 use crate::config::Architecture;
 
 const LANGUAGE_MARK: &str = "embed_tokens.weight";
@@ -49,6 +51,21 @@ impl Prefixes {
         }
         pairs.sort_by_key(|(stored, _)| std::cmp::Reverse(stored.len()));
         Self { pairs }
+    }
+
+    /// Shows the tensors of `checkpoint` under the published names of `architecture`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Files`] when two tensors would have one name.
+    pub fn publish(
+        architecture: Architecture,
+        checkpoint: HfCheckpoint,
+    ) -> Result<HfCheckpoint, CheckpointError> {
+        let prefixes = Self::detect(architecture, checkpoint.names());
+        if prefixes.are_published() {
+            return Ok(checkpoint);
+        }
+        checkpoint.renamed(|name| prefixes.published(name))
     }
 
     /// Whether the file uses the published names.

@@ -36,13 +36,10 @@ impl Checkpoint {
         let Ok(config) = HfConfig::from_dir(path) else {
             return Ok(Self::Hf(checkpoint));
         };
-        let prefixes = Prefixes::detect(config.architecture, checkpoint.names());
-        if prefixes.are_published() {
-            return Ok(Self::Hf(checkpoint));
-        }
-        Ok(Self::Hf(
-            checkpoint.renamed(|name| prefixes.published(name))?,
-        ))
+        Ok(Self::Hf(Prefixes::publish(
+            config.architecture,
+            checkpoint,
+        )?))
     }
 
     /// The same with matrices in FP8 as the values that they stand for, and without their scales.
@@ -50,9 +47,11 @@ impl Checkpoint {
         let Self::Hf(checkpoint) = self else {
             return Ok(self);
         };
-        let config = HfConfig::from_dir(checkpoint.dir()).ok();
-        let form = config.and_then(|config| config.quantization);
-        let block = form.unwrap_or_default().weight_block_size;
+        // What is in no FP8 needs no config.
+        let Ok(config) = HfConfig::from_dir(checkpoint.dir()) else {
+            return Ok(Self::Hf(checkpoint));
+        };
+        let block = config.weight_block_size();
         Ok(Self::Hf(checkpoint.dequantised(block)?))
     }
 
