@@ -1,10 +1,10 @@
 //! Hugging Face to a `torch_dist` directory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-use super::job::{check_apart, describe};
+use super::job::Job;
 use super::{AutoBridge, BridgeError};
 use crate::Dtype;
 use crate::checkpoint::hf::HfCheckpoint;
@@ -47,12 +47,11 @@ impl Default for ImportOptions {
 #[derive(Debug)]
 pub struct Import<'a> {
     source: &'a HfCheckpoint,
-    config: PathBuf,
     plan: ModelPlan,
     layout: TorchDistLayout,
     rounded_norms: Vec<Rounded>,
     run_config: String,
-    job: String,
+    job: Job,
 }
 
 impl AutoBridge {
@@ -84,9 +83,12 @@ impl AutoBridge {
         if options.extra_states {
             layout.extra_states = self.extra_states(&planned)?;
         }
-        let config = self.config.file.clone();
-        let files = source.paths().chain([config.clone()]);
-        let job = describe(&format!("import {options:?}"), files);
+        let config = &self.config.file;
+        let job = Job::new(
+            &format!("import {options:?}"),
+            source.paths().chain([config.clone()]),
+            [source.dir(), config],
+        );
         Ok(Import {
             source,
             plan,
@@ -94,7 +96,6 @@ impl AutoBridge {
             rounded_norms,
             run_config: self.imported_run_config(options).to_yaml(),
             job,
-            config,
         })
     }
 
@@ -159,11 +160,7 @@ impl Import<'_> {
     /// # Errors
     /// [`BridgeError::Overlap`], [`CheckpointError`].
     pub fn create(&self, target: &Path, staging: &Staging) -> Result<TorchDistWriter, BridgeError> {
-        check_apart(target, &[self.source.dir(), &self.config])?;
-        let staging = Staging {
-            job: Some(self.job.clone()),
-            ..staging.clone()
-        };
+        let staging = self.job.staging(target, staging)?;
         let writer = TorchDistWriter::create(&self.layout, target, staging)?;
         writer.write_file(run_config::FILE, self.run_config.as_bytes())?;
         writer.write_train_state()?;

@@ -282,3 +282,20 @@ fn an_index_that_is_a_link_out_of_the_directory_is_refused() {
     assert_says(&message, &["index.json", "outside the directory"]);
     assert!(HfCheckpoint::open_with(dir.path(), Links::Anywhere).is_ok());
 }
+
+/// A model's tokenizer that is a link to a file of its reader's would be passed on with what is made of the model.
+#[test]
+fn a_support_file_that_is_a_link_out_of_the_directory_is_not_copied() {
+    let scratch = tempfile::tempdir().unwrap();
+    let secret = scratch.path().join("secret");
+    fs_err::write(&secret, "a key").unwrap();
+    let model = copy_of("dense_vl");
+    let tokenizer = model.path().join("tokenizer.json");
+    fs_err::remove_file(&tokenizer).unwrap();
+    std::os::unix::fs::symlink(&secret, &tokenizer).unwrap();
+    let reference = HfCheckpoint::open(model.path()).unwrap();
+    let target = scratch.path().join("out");
+    let error = HfWriter::like(&reference, &target, Overwrite::No).unwrap_err();
+    assert_says(&text(&error), &["tokenizer.json", "secret"]);
+    assert!(!target.exists());
+}

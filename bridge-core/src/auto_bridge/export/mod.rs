@@ -12,14 +12,14 @@ use std::path::Path;
 
 use stored_keys::StoredKeys;
 
-use super::job::{check_apart, describe};
+use super::job::Job;
 use super::{AutoBridge, BridgeError};
 use crate::Dtype;
-use crate::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter, support_files};
+use crate::checkpoint::hf::{CONFIG, HfCheckpoint, HfLayout, HfWriter};
 use crate::checkpoint::torch_dist::TorchDistCheckpoint;
 use crate::checkpoint::{CheckpointError, FileSink, Staging, TensorInfo, TensorSource};
 use crate::convert::{ExecuteOptions, Report, write_files};
-use crate::mapping::Registry;
+use crate::mapping::{Part, Registry};
 use crate::models::{self, ExpertLayout, Facts};
 use crate::plan::{ModelPlan, PlanOptions, TensorPlan};
 use crate::provider::run_config::RunConfig;
@@ -67,7 +67,8 @@ pub struct Export<'a> {
     config: Option<String>,
     copied: Vec<String>,
     unknown: Vec<String>,
-    job: String,
+    is_whole: bool,
+    job: Job,
 }
 
 impl AutoBridge {
@@ -131,48 +132,61 @@ impl AutoBridge {
         missing: &[(String, String)],
         unknown: Vec<String>,
     ) -> Result<Export<'a>, BridgeError> {
-        let is_missing = |name: &str| missing.iter().any(|(missing, _)| missing == name);
+        let missing: HashSet<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
+        let is_missing = |tensor: &TensorPlan| missing.contains(tensor.name.as_str());
         let mut copied = Vec::new();
-        for tensor in plan.tensors.iter_mut().filter(|one| is_missing(&one.name)) {
-            if options.missing != Missing::Copy {
-                continue;
+        match options.missing {
+            Missing::Refuse => {}
+            Missing::Skip => plan = plan.only(|tensor| !is_missing(tensor)),
+            Missing::Copy => {
+                for tensor in plan.tensors.iter_mut().filter(|tensor| is_missing(tensor)) {
+                    let name = tensor.name.clone();
+                    let reference = self.checkpoint.as_ref();
+                    let Some(info) = reference.and_then(|files| files.info(&name)) else {
+                        return Err(BridgeError::Export(ExportError::NothingToCopy { name }));
+                    };
+                    let read = format!("{REFERENCE}{name}");
+                    *tensor = TensorPlan::whole(name.clone(), tensor.dtype, read, info);
+                    copied.push(name);
+                }
             }
-            let reference = self
-                .checkpoint
-                .as_ref()
-                .and_then(|files| files.info(&tensor.name));
-            let Some(info) = reference else {
-                let name = tensor.name.clone();
-                return Err(BridgeError::Export(ExportError::NothingToCopy { name }));
-            };
-            copied.push(tensor.name.clone());
-            let read = format!("{REFERENCE}{}", tensor.name);
-            *tensor = TensorPlan::whole(tensor.name.clone(), tensor.dtype, read, info);
-        }
-        if options.missing == Missing::Skip {
-            plan = plan.only(|tensor| !is_missing(&tensor.name));
         }
         let layout = match &self.checkpoint {
             Some(reference) => layout::like(reference, full, chosen, &plan),
             None => HfLayout::sharded(plan.targets(), MAX_SHARD_BYTES),
         };
         let written: HashSet<&str> = plan.tensors.iter().map(|one| one.name.as_str()).collect();
-        let skipped = chosen
+        let skipped: Vec<&str> = chosen
             .hf_parameters()
-            .filter(|(name, _)| !written.contains(name));
+            .map(|(name, _)| name)
+            .filter(|name| !written.contains(name))
+            .collect();
+        let is_of_head = |name: &str| {
+            let row = chosen.hf_parameter(name);
+            row.is_some_and(|row| row.part == Part::Mtp)
+        };
+        let has_mtp = written.iter().any(|name| is_of_head(name));
+        let config = self.exported_config(options, has_mtp);
+        let is_whole = skipped.iter().all(|name| !has_mtp && is_of_head(name));
         let dropped = full
             .hf_parameters()
-            .filter(|(_, row)| chosen.parameter(&row.megatron_name).is_none());
-        let names = skipped.chain(dropped).map(|(name, _)| name.to_owned());
-        plan.left_out = names.collect();
-        let config = self.exported_config(options, &plan);
-        let reference = self.checkpoint.iter().flat_map(HfCheckpoint::paths);
-        let job = describe(
+            .filter(|(_, row)| chosen.parameter(&row.megatron_name).is_none())
+            .map(|(name, _)| name);
+        plan.left_out = skipped
+            .into_iter()
+            .chain(dropped)
+            .map(str::to_owned)
+            .collect();
+        let config_file = &self.config.file;
+        let reference = self.checkpoint.as_ref();
+        let files = source.paths().chain([config_file.clone()]);
+        let job = Job::new(
             &format!("export {options:?}"),
-            source
-                .paths()
-                .chain([self.config.file.clone()])
-                .chain(reference),
+            files.chain(reference.iter().flat_map(|files| files.paths())),
+            [
+                reference.map_or(config_file.as_path(), HfCheckpoint::dir),
+                source.dir(),
+            ],
         );
         Ok(Export {
             bridge: self,
@@ -182,6 +196,7 @@ impl AutoBridge {
             config,
             copied,
             unknown,
+            is_whole,
             job,
         })
     }
@@ -233,7 +248,7 @@ impl AutoBridge {
     }
 
     /// config.json, where it is not the reference's any more.
-    fn exported_config(&self, options: &ExportOptions, plan: &ModelPlan) -> Option<String> {
+    fn exported_config(&self, options: &ExportOptions, has_mtp: bool) -> Option<String> {
         let mut config = self.config.clone();
         if let Some(dtype) = options.dtype {
             config.set_dtype(dtype);
@@ -241,10 +256,6 @@ impl AutoBridge {
         if self.quantised().next().is_some() {
             config.drop_quantization();
         }
-        let has_mtp = plan
-            .tensors
-            .iter()
-            .any(|tensor| tensor.name.starts_with("mtp."));
         if self.facts.mtp && !has_mtp {
             config.drop_mtp();
         }
@@ -271,6 +282,12 @@ impl Export<'_> {
         &self.unknown
     }
 
+    /// Whether the result has every tensor that its config.json describes; [`Missing::Skip`] may leave it without some.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     /// Whether config.json differs from the reference's.
     #[must_use]
     pub fn changes_config(&self) -> bool {
@@ -284,23 +301,17 @@ impl Export<'_> {
     /// [`BridgeError::Overlap`], [`CheckpointError`].
     pub fn create(&self, target: &Path, staging: &Staging) -> Result<HfWriter, BridgeError> {
         let config = &self.bridge.config.file;
-        let reference = self.bridge.checkpoint.as_ref();
-        let read = reference.map_or(config.as_path(), HfCheckpoint::dir);
-        check_apart(target, &[read, self.source.dir()])?;
-        let staging = Staging {
-            job: Some(self.job.clone()),
-            ..staging.clone()
-        };
+        let staging = self.job.staging(target, staging)?;
         let writer = HfWriter::create(&self.layout, target, staging)?;
         // A config file of another name stands among files of other models.
-        if config.file_name() == Some(OsStr::new("config.json")) {
-            for file in support_files(config.parent().unwrap_or(Path::new("."))) {
-                writer.copy_file(&file)?;
-            }
+        if config.file_name() == Some(OsStr::new(CONFIG)) {
+            writer.copy_support_files(config.parent().unwrap_or(Path::new(".")))?;
         }
         match &self.config {
-            Some(text) => writer.write_file("config.json", text.as_bytes())?,
-            None => writer.copy_file_as(config, "config.json")?,
+            Some(text) => writer.write_file(CONFIG, text.as_bytes())?,
+            None if config.is_file() => writer.copy_file_as(config, CONFIG)?,
+            // The config was made in memory.
+            None => writer.write_file(CONFIG, self.bridge.config.to_json().as_bytes())?,
         }
         Ok(writer)
     }

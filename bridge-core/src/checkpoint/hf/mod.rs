@@ -14,5 +14,6 @@ mod writer;
 pub use fp8::{AsWritten, UNQUANTISED};
 pub use layout::{HfLayout, LayoutFile};
 pub use reader::HfCheckpoint;
-pub use support_files::{SUPPORT_FILES, support_files};
+pub(crate) use support_files::CONFIG;
+pub use support_files::SUPPORT_FILES;
 pub use writer::HfWriter;

@@ -1,6 +1,6 @@
 //! The small files beside the weights, carried from one directory to the next.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use crate::checkpoint::{CheckpointError, FileProblem};
 use crate::{config, json};
 
 /// The file that says what the weights are.
-pub(super) const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// Files that a saved checkpoint takes over from its source when they are there; weights and index are written new.
 pub const SUPPORT_FILES: [&str; 14] = [
@@ -30,13 +30,10 @@ pub const SUPPORT_FILES: [&str; 14] = [
 ];
 
 /// Those of [`SUPPORT_FILES`] that a directory has.
-#[must_use]
-pub fn support_files(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn support_files(dir: &Path) -> impl Iterator<Item = &'static str> {
     SUPPORT_FILES
-        .iter()
-        .map(|name| dir.join(name))
-        .filter(|path| path.is_file())
-        .collect()
+        .into_iter()
+        .filter(|name| dir.join(name).is_file())
 }
 
 /// The content of a config for weights that are no longer in FP8.

@@ -1,5 +1,6 @@
 //! A checkpoint directory in the making: beside its destination, complete or not there at all.
 
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -9,11 +10,12 @@ use serde_json::{Map, Value};
 
 use super::header;
 use super::index::INDEX;
-use super::support_files::{CONFIG, unquantised_config};
-use super::{HfCheckpoint, HfLayout, support_files};
+use super::reader::open_file;
+use super::support_files::{CONFIG, support_files, unquantised_config};
+use super::{HfCheckpoint, HfLayout};
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::staging::{PartPlace, StagedFiles, write_file};
-use crate::checkpoint::{CheckpointError, FileSink, Staging, TensorInfo, TensorSink};
+use crate::checkpoint::{CheckpointError, FileSink, Links, Staging, TensorInfo, TensorSink};
 
 /// Writes a Hugging Face directory.
 ///
@@ -49,13 +51,12 @@ impl HfWriter {
         staging: impl Into<Staging>,
     ) -> Result<Self, CheckpointError> {
         let writer = Self::create(&HfLayout::like(reference), target, staging)?;
-        let is_quantised = reference.quantised().next().is_some();
-        for file in support_files(reference.dir()) {
-            if is_quantised && file.ends_with(CONFIG) {
-                writer.write_file(CONFIG, &unquantised_config(&file)?)?;
-            } else {
-                writer.copy_file(&file)?;
-            }
+        writer.copy_support_files(reference.dir())?;
+        let config = reference.dir().join(CONFIG);
+        if reference.quantised().next().is_some() {
+            writer.write_file(CONFIG, &unquantised_config(&config)?)?;
+        } else if config.is_file() {
+            writer.copy_file(&config)?;
         }
         Ok(writer)
     }
@@ -108,6 +109,22 @@ impl HfWriter {
         self.of_file.push(first..self.tensors.len());
         self.staged.add(name.to_owned(), next, parts)?;
         self.staged.write_around(file, 0, &header)
+    }
+
+    /// Copies [`super::SUPPORT_FILES`] but config.json out of a model directory, those that it has.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Files`] for a link that leads out of `dir`: whoever made the directory would choose a file of the
+    /// reader's to be passed on. [`CheckpointError::Io`].
+    pub fn copy_support_files(&self, dir: &Path) -> Result<(), CheckpointError> {
+        for name in support_files(dir).filter(|name| *name != CONFIG) {
+            let mut bytes = Vec::new();
+            open_file(dir, name, Links::default())?
+                .read_to_end(&mut bytes)
+                .map_err(io("read", &dir.join(name)))?;
+            self.write_file(name, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Copies a small file into the directory, under its own name.

@@ -116,6 +116,11 @@ fn say_plan(export: &Export<'_>, args: &ExportArgs) {
             tracing::warn!("{} tensors {what}, first `{first}`", names.len());
         }
     }
+    if !export.is_whole() {
+        tracing::warn!(
+            "what is written lacks tensors that its config.json describes, and loads nowhere without them"
+        );
+    }
     if export.changes_config() {
         tracing::info!("config.json is changed to what is written");
     }
