@@ -1,14 +1,17 @@
-# make setup | demo | test | lint | bench | test-peers      (see README.md)
+# make setup | demo | test | lint | bench | kernels-check | test-peers      (see README.md)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench fuzz test-peers clean-demo
+.PHONY: help setup demo test lint bench kernels-check fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
 TORCH := torch==2.11.0
 CUDA_FOR_CPU := nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85
 CUDA ?= 0
+# nvcc names its parts without versions, so that all are named here; cuobjdump 13.0 is not on PyPI.
+NVCC := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
+  nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
 
 # A libtorch of your own: make LIBTORCH=/path/to/libtorch ...
 ifdef LIBTORCH
@@ -18,12 +21,20 @@ else
 LIBTORCH_READY := .libtorch
 endif
 
+# A CUDA toolkit of your own: make CUDA_HOME=/usr/local/cuda kernels-check
+ifdef CUDA_HOME
+NVCC_READY :=
+else
+NVCC_READY := $(VENV)/nvcc
+endif
+
 help:
 	@echo 'make setup       what a build needs: libtorch into .venv (CUDA=1 for a GPU; LIBTORCH=DIR to use your own)'
 	@echo 'make demo        fine-tune the tiny MoE model on pictures of shapes and ask it about them'
 	@echo 'make test        every test'
 	@echo 'make lint        format, clippy and docs, warnings as errors'
 	@echo 'make bench       the criterion suites'
+	@echo 'make kernels-check  every CUDA kernel compiled for every architecture, spills and machine code checked (no GPU needed)'
 	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
 	@echo 'make test-peers  the same checkpoints through transformers, torch and Megatron-Core (installs them into $(PEERS))'
 
@@ -67,6 +78,16 @@ lint: tools $(LIBTORCH_READY)
 
 bench: tools $(LIBTORCH_READY)
 	cargo bench -p benches
+
+kernels-check: $(NVCC_READY)
+	CUDA_HOME="$${CUDA_HOME:-$$(realpath $(VENV)/nvcc)}" bridge-torch/kernels/check target/kernels
+
+# The symbolic link hides the Python version and is made last: it marks a whole installation.
+$(VENV)/nvcc:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo 'missing: python3-venv; install it and run make again' >&2; exit 1; }
+	[ -x $(VENV)/bin/pip ] || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(NVCC)
+	ln -sfn "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13" $@
 
 # A build of its own: the flags of the instrumentation would rebuild everything else.
 TARGET ?= common_pt
