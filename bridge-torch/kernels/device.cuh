@@ -9,6 +9,7 @@
 #define BRIDGE_SHARED(type, name, count) __shared__ type name[count]
 #define BRIDGE_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define BRIDGE_UNROLL _Pragma("unroll")
+#define BRIDGE_NO_UNROLL _Pragma("unroll 1")
 #else
 #include "emulation/intrinsics.hpp"
 #define BRIDGE_SHARED(type, name, count)          \
@@ -18,6 +19,7 @@
 #define BRIDGE_DYNAMIC_SHARED(name) \
   unsigned char* const name = static_cast<unsigned char*>(::emulation::dynamic_shared())
 #define BRIDGE_UNROLL
+#define BRIDGE_NO_UNROLL
 #endif
 
 namespace bridge {

@@ -87,7 +87,25 @@ __device__ __forceinline__ void unpack(const Bits128& raw, float (&out)[4]) {
 template <class T>
 __device__ __forceinline__ Bits128 load_bits(const T* from) {
   check_aligned(from);
+#if !defined(BRIDGE_EMULATION)
+  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  return Bits128{{raw.x, raw.y, raw.z, raw.w}};
+#else
   return *reinterpret_cast<const Bits128*>(from);
+#endif
+}
+
+// To global memory. In PTX, because nvcc split assignments of uint4 into four stores of a word where it pleased. Without a
+// memory clobber, so that loads behind it can move in front: a kernel must not read through a pointer what it stored here.
+template <class T>
+__device__ __forceinline__ void store_bits(T* to, const Bits128& raw) {
+  check_aligned(to);
+#if !defined(BRIDGE_EMULATION)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(raw.word[0]),
+               "r"(raw.word[1]), "r"(raw.word[2]), "r"(raw.word[3]));
+#else
+  *reinterpret_cast<Bits128*>(to) = raw;
+#endif
 }
 
 // Reads kVec<T> elements from a 16-byte aligned address.
@@ -97,22 +115,20 @@ __device__ __forceinline__ void load(const T* from, float (&out)[kVec<T>]) {
 }
 
 __device__ __forceinline__ void store(Bf16* to, const float (&values)[8]) {
-  check_aligned(to);
   Bits128 raw;
   BRIDGE_UNROLL
   for (int i = 0; i < 4; ++i) {
     raw.word[i] = pack_bf16(values[2 * i], values[2 * i + 1]);
   }
-  *reinterpret_cast<Bits128*>(to) = raw;
+  store_bits(to, raw);
 }
 __device__ __forceinline__ void store(float* to, const float (&values)[4]) {
-  check_aligned(to);
   Bits128 raw;
   BRIDGE_UNROLL
   for (int i = 0; i < 4; ++i) {
     raw.word[i] = __float_as_uint(values[i]);
   }
-  *reinterpret_cast<Bits128*>(to) = raw;
+  store_bits(to, raw);
 }
 
 // One element of a small parameter whose format is known at run time only.
@@ -149,8 +165,9 @@ __device__ __forceinline__ void store_scalar(void* to, int64_t index, DType dtyp
   }
 }
 
-// 1 / (1 + e^-x); 0 and 1 far out, never NaN for a finite or infinite x.
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+// 1 / (1 + e^-x); 0 and 1 far out, never NaN for a finite or infinite x. The approximate division is off by two units of the
+// last place and gives 0 above 2^126; the exact one calls a subroutine, for which compilers spill registers.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 

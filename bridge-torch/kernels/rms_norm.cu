@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(RmsNormForward p) {
     }
   }
   sum2<kThreads>(squares, unused);
-  const float scale = rsqrtf(squares / static_cast<float>(p.dim) + p.eps);
+  const float scale = rsqrtf(__fdividef(squares, static_cast<float>(p.dim)) + p.eps);
   BRIDGE_UNROLL
   for (int i = 0; i < kPieces; ++i) {
     const int column = (i * kThreads + thread) * kV;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kBlock) backward_kernel(RmsNormBackward p) {
       }
     }
     sum2<kThreads>(squares, along);
-    const float inverse = 1.0f / static_cast<float>(p.dim);
+    const float inverse = __fdividef(1.0f, static_cast<float>(p.dim));
     const float scale = rsqrtf(squares * inverse + p.eps);
     const float pull = along * inverse * scale * scale;  // mean(h n) / s, so that n mean(h n) = s pull
     BRIDGE_UNROLL

@@ -91,3 +91,18 @@ fn the_emulation_refuses_wrong_kernels_by_name() {
 fn rms_norm_kernels_equal_float64() {
     holds("rms_norm");
 }
+
+#[test]
+fn gated_rms_norm_kernels_equal_float64() {
+    holds("gated_rms_norm");
+}
+
+#[test]
+fn swiglu_kernels_equal_float64() {
+    holds("swiglu");
+}
+
+#[test]
+fn mrope_kernels_equal_float64() {
+    holds("mrope");
+}

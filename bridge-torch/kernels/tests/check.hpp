@@ -182,6 +182,18 @@ inline void equal(const char* name, const Values& found, const Values& expected)
   close_elements(name, found, expected, 0.0, 0.0);
 }
 
+// The share of elements that are the very value of T next to the reference; what a bound per element cannot see.
+template <class T>
+void mostly_nearest(const char* name, const Values& found, const Values& expected, double share) {
+  size_t same = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    same += found[i] == to_double(from_double<T>(expected[i]));
+  }
+  if (static_cast<double>(same) < share * static_cast<double>(found.size())) {
+    complain("%s is the nearest value in %zu of %zu elements only", name, same, found.size());
+  }
+}
+
 // One rounding to T at the end of a float32 computation: half a unit in the last place, and what float32 adds.
 template <class T>
 inline constexpr double kOneRounding = sizeof(T) == 2 ? 0.502 / 128 : 4e-6;
