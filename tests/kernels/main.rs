@@ -106,3 +106,8 @@ fn swiglu_kernels_equal_float64() {
 fn mrope_kernels_equal_float64() {
     holds("mrope");
 }
+
+#[test]
+fn conv1d_silu_kernels_equal_float64() {
+    holds("conv1d_silu");
+}
