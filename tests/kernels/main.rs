@@ -111,3 +111,13 @@ fn mrope_kernels_equal_float64() {
 fn conv1d_silu_kernels_equal_float64() {
     holds("conv1d_silu");
 }
+
+#[test]
+fn router_kernels_equal_float64() {
+    holds("router");
+}
+
+#[test]
+fn dispatch_kernels_sort_stably_and_copy_exactly() {
+    holds("dispatch");
+}

@@ -1,0 +1,107 @@
+// The counting sort and its copies: stable, the inverse of itself, experts without rows, one expert that takes all.
+
+#include "../dispatch.cu"
+
+#include "check.hpp"
+
+using namespace check;
+
+namespace {
+
+struct Case {
+  int64_t tokens;
+  int experts, top_k, width;
+  Values chosen, x, rows, weights, g;
+};
+
+template <class T>
+Outputs run(const Case& c) {
+  const int64_t assignments = c.tokens * c.top_k;
+  const auto n = static_cast<size_t>(assignments);
+  Buffer<int> chosen(c.chosen), offsets(static_cast<size_t>(c.experts) + 1), row_of(n), assignment_of(n);
+  Buffer<int> workspace(bridge::dispatch_workspace_bytes(assignments, c.experts) / sizeof(int));
+  launched(bridge::dispatch_plan({chosen.data(), offsets.data(), row_of.data(), assignment_of.data(), workspace.data(),
+                                  assignments, c.experts},
+                                 nullptr));
+  Buffer<T> x(c.x), rows(c.rows), weights(c.weights), g(c.g);
+  Buffer<T> permuted(c.rows.size()), d_rows(c.rows.size()), combined(c.x.size()), d_x(c.x.size()), d_weights(n);
+  launched(bridge::permute({x.data(), nullptr, assignment_of.data(), permuted.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
+  launched(bridge::permute({g.data(), weights.data(), assignment_of.data(), d_rows.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
+  launched(bridge::combine({rows.data(), weights.data(), row_of.data(), combined.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
+  launched(bridge::combine({rows.data(), nullptr, row_of.data(), d_x.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
+  launched(bridge::combine_weights({g.data(), rows.data(), row_of.data(), d_weights.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
+  return {{"offsets", offsets.values()}, {"row_of", row_of.values()}, {"assignment_of", assignment_of.values()},
+          {"permuted", permuted.values()}, {"d_rows", d_rows.values()}, {"combined", combined.values()},
+          {"d_x", d_x.values()}, {"d_weights", d_weights.values()}};
+}
+
+template <class T>
+void random_case(unsigned seed, int64_t tokens, int experts, int top_k, int width, const char* kind) {
+  context() = std::string("dispatch ") + name_of<T>() + " tokens " + std::to_string(tokens) + " experts " +
+              std::to_string(experts) + " top " + std::to_string(top_k) + " " + kind;
+  Random random(seed);
+  Case c{tokens, experts, top_k, width, {}, {}, {}, {}, {}};
+  const auto n = static_cast<size_t>(tokens * top_k), w = static_cast<size_t>(width), k = static_cast<size_t>(top_k);
+  for (size_t i = 0; i < n; ++i) {
+    c.chosen.push_back(std::strcmp(kind, "one") == 0   ? experts - 1
+                       : std::strcmp(kind, "few") == 0 ? std::min(experts - 1, 2 * random.below(std::max(1, experts / 4)) + 1)
+                                                       : random.below(experts));
+  }
+  c.x = stored<T>(random.normal(static_cast<size_t>(tokens) * w));
+  c.g = stored<T>(random.normal(static_cast<size_t>(tokens) * w));
+  c.rows = stored<T>(random.normal(n * w));
+  c.weights = stored<T>(random.uniform(n, 0.0, 1.0));
+
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return c.chosen[a] < c.chosen[b]; });
+  Values offsets(static_cast<size_t>(experts) + 1), row_of(n), assignment_of(n), permuted(n * w), d_rows(n * w),
+      combined(static_cast<size_t>(tokens) * w), d_x(combined), d_weights(n);
+  for (size_t row = 0; row < n; ++row) {
+    const size_t a = order[row], token = a / k;
+    assignment_of[row] = static_cast<double>(a);
+    row_of[a] = static_cast<double>(row);
+    offsets[static_cast<size_t>(c.chosen[a]) + 1] += 1.0;
+    for (size_t i = 0; i < w; ++i) {
+      permuted[row * w + i] = c.x[token * w + i];
+      d_rows[row * w + i] = c.weights[a] * c.g[token * w + i];
+      combined[token * w + i] += c.weights[a] * c.rows[row * w + i];
+      d_x[token * w + i] += c.rows[row * w + i];
+      d_weights[a] += c.g[token * w + i] * c.rows[row * w + i];
+    }
+  }
+  std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
+
+  Outputs found = under_every_schedule([&] { return run<T>(c); });
+  equal("offsets", found["offsets"], offsets);
+  equal("row_of", found["row_of"], row_of);
+  equal("assignment_of", found["assignment_of"], assignment_of);
+  equal("permuted", found["permuted"], permuted);
+  close_elements("d_rows", found["d_rows"], d_rows, kOneRounding<T>, 1e-30);
+  close_elements("combined", found["combined"], combined, kOneRounding<T>, 1e-6 * top_k);
+  close_elements("d_x", found["d_x"], d_x, kOneRounding<T>, 1e-6 * top_k);
+  close_elements("d_weights", found["d_weights"], d_weights, kOneRounding<T>, 1e-6 * std::sqrt(width));
+}
+
+void refusals() {
+  context() = "dispatch refusals";
+  bridge::DispatchPlan plan{nullptr, nullptr, nullptr, nullptr, nullptr, 1, 513};
+  require(bridge::dispatch_plan(plan, nullptr) == cudaErrorInvalidValue, "513 experts are refused");
+  bridge::Combine p{nullptr, nullptr, nullptr, nullptr, 1, 12, 2, DType::kBf16};
+  require(bridge::combine(p, nullptr) == cudaErrorInvalidValue, "a width of half pieces is refused");
+}
+
+}  // namespace
+
+int main() {
+  unsigned seed = 1;
+  for (const auto& [tokens, experts, top_k] :
+       {std::tuple{0, 8, 2}, {1, 8, 2}, {63, 8, 3}, {64, 40, 4}, {65, 256, 8}, {200, 512, 10}, {1000, 16, 2}, {129, 1, 1}}) {
+    random_case<Bf16>(seed++, tokens, experts, top_k, 16, "random");
+    random_case<float>(seed++, tokens, experts, top_k, 8, "few");
+  }
+  random_case<Bf16>(seed++, 300, 512, 8, 8, "one");
+  random_case<Bf16>(seed++, 33, 256, 8, 520, "random");
+  refusals();
+  return finish("dispatch");
+}
