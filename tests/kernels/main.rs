@@ -121,3 +121,8 @@ fn router_kernels_equal_float64() {
 fn dispatch_kernels_sort_stably_and_copy_exactly() {
     holds("dispatch");
 }
+
+#[test]
+fn cross_entropy_kernels_equal_float64() {
+    holds("cross_entropy");
+}
