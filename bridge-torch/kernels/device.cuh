@@ -24,6 +24,15 @@
 
 namespace bridge {
 
+// For a pointer that a kernel finds in memory: what it points to is in global memory.
+__device__ __forceinline__ void assume_global(const void* pointer) {
+#if !defined(BRIDGE_EMULATION)
+  __builtin_assume(__isGlobal(pointer));
+#else
+  static_cast<void>(pointer);
+#endif
+}
+
 inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
 // Starts `kernel`; a grid without blocks is no launch. The error is the launch's own.

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -56,6 +57,7 @@ const char* name_of() {
 
 inline double to_double(Bf16 x) { return static_cast<double>(bridge::to_float(x)); }
 inline double to_double(float x) { return static_cast<double>(x); }
+inline double to_double(double x) { return x; }
 inline double to_double(int x) { return x; }
 inline double to_double(int64_t x) { return static_cast<double>(x); }
 inline double to_double(uint8_t x) { return x; }
