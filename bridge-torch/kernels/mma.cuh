@@ -18,6 +18,10 @@ struct Operands {
   unsigned a[4], b[2];
 };
 
+inline const Operands& of_lane(const ::emulation::Exchange& all, int lane) {
+  return *reinterpret_cast<const Operands*>(all.lanes[lane]);
+}
+
 inline float half_of(unsigned word, int upper) {
   return __uint_as_float(upper != 0 ? word & 0xFFFF0000u : word << 16);
 }
@@ -43,8 +47,8 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
     const int row = group, column = 2 * pair + i % 2, lower = i / 2;
     for (int k = 0; k < 16; ++k) {
       const int word = k / 8, within = k % 8;
-      const auto left = emulation::taken<Operands>(all, row * 4 + within / 2);
-      const auto right = emulation::taken<Operands>(all, column * 4 + within / 2);
+      const Operands& left = emulated::of_lane(all, row * 4 + within / 2);
+      const Operands& right = emulated::of_lane(all, column * 4 + within / 2);
       c[i] += half_of(left.a[2 * word + lower], within % 2) * half_of(right.b[word], within % 2);
     }
   }
@@ -67,8 +71,8 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4], 
   for (int i = 0; i < 4; ++i) {
     const int column = 2 * pair + i % 2, lower = i / 2;
     for (int k = 0; k < 8; ++k) {
-      const auto left = emulation::taken<Operands>(all, group * 4 + k % 4);
-      const auto right = emulation::taken<Operands>(all, column * 4 + k % 4);
+      const Operands& left = emulated::of_lane(all, group * 4 + k % 4);
+      const Operands& right = emulated::of_lane(all, column * 4 + k % 4);
       c[i] += as_tf32(left.a[2 * (k / 4) + lower]) * as_tf32(right.b[k / 4]);
     }
   }
@@ -141,6 +145,23 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool vali
 #else
   auto& thread = *emulation::grid().current;
   const emulation::PendingCopy copy{to, from, size_t{valid ? 16u : 0u}, 16, thread.copy_group};
+  if (emulation::copies_arrive_early()) {
+    emulation::arrive(copy);
+  } else {
+    thread.copies.push_back(copy);
+  }
+#endif
+}
+
+// The same for 4 bytes.
+__device__ __forceinline__ void copy_async_word(float* to, const float* from, bool valid) {
+#if !defined(BRIDGE_EMULATION)
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const int bytes = valid ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+#else
+  auto& thread = *emulation::grid().current;
+  const emulation::PendingCopy copy{to, from, size_t{valid ? 4u : 0u}, 4, thread.copy_group};
   if (emulation::copies_arrive_early()) {
     emulation::arrive(copy);
   } else {

@@ -126,3 +126,13 @@ fn dispatch_kernels_sort_stably_and_copy_exactly() {
 fn cross_entropy_kernels_equal_float64() {
     holds("cross_entropy");
 }
+
+#[test]
+fn adamw_kernels_equal_float64_and_round_without_bias() {
+    holds("adamw");
+}
+
+#[test]
+fn gdn_forward_kernels_equal_the_float64_recurrence() {
+    holds("gdn_forward");
+}
