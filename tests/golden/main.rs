@@ -26,6 +26,7 @@ mod optimizer;
 #[cfg(feature = "torch")]
 mod packing;
 mod stored;
+mod surprises;
 mod tokenizer;
 mod torch_dist;
 #[cfg(feature = "torch")]

@@ -275,17 +275,25 @@ impl<'a> Prefixed<'a> {
     }
 }
 
-/// Under the prefix of stored keys and under Megatron's own, each with its layers numbered and stacked.
+/// Under the prefix of stored keys and under Megatron's own, each with its layers numbered and stacked; what a norm is
+/// called as a module of its own comes last.
 fn keys(section: &Section, row: &Row) -> Vec<Pattern> {
     let key = row.key.as_ref().unwrap_or(&row.megatron);
     let prefixes = [section.key_prefix.as_ref(), Some(&section.megatron_prefix)];
     let mut keys: Vec<Pattern> = Vec::new();
-    for prefix in prefixes.into_iter().flatten() {
-        let numbered = key.behind(prefix);
-        let stacked = numbered.without_layer();
-        for key in [numbered, stacked] {
-            if !keys.contains(&key) {
-                keys.push(key);
+    for name in [Some(key), row.separate_norm.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        // Layers of several sections share the name of a norm of its own: stacked, their tensors would be one.
+        let stacks = name == key || section.key_prefix.is_some();
+        for prefix in prefixes.into_iter().flatten() {
+            let numbered = name.behind(prefix);
+            let stacked = stacks.then(|| numbered.without_layer());
+            for key in std::iter::once(numbered).chain(stacked) {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
             }
         }
     }

@@ -148,6 +148,9 @@ pub struct Row {
     /// Its key in a `torch_dist` directory, where that is not the Megatron name. A key without a place that the name
     /// has (`{layer}`, `{expert}`) stands for all of them, stacked along an axis in front.
     pub key: Option<Pattern>,
+    /// Its Megatron name where the norm is a module of its own and not a part of the linear layer behind it, as
+    /// ModelOpt's layers have it. Directories with such keys are read, none is written.
+    pub separate_norm: Option<Pattern>,
     /// Whether its module (a linear layer or a norm of Transformer Engine) may have a state beside its parameters.
     pub extra_state: bool,
 }
@@ -171,6 +174,7 @@ pub fn row(megatron: &str, rule: Rule, hf: impl Into<Vec<HfTensor>>) -> Row {
         place: Place::WithLayer,
         tied_output: None,
         key: None,
+        separate_norm: None,
         extra_state: true,
     }
 }
@@ -229,6 +233,15 @@ impl Row {
     pub fn key(self, key: &str) -> Self {
         Self {
             key: Some(Pattern::new(key)),
+            ..self
+        }
+    }
+
+    /// Sets the name that it has as a module of its own.
+    #[must_use]
+    pub fn separate_norm(self, megatron: &str) -> Self {
+        Self {
+            separate_norm: Some(Pattern::new(megatron)),
             ..self
         }
     }

@@ -9,6 +9,16 @@ pub(super) fn norm(megatron: &str, hf: &str, size: usize) -> Row {
     row(megatron, Rule::Replicated, [tensor(hf, [size])]).init(Init::Zeros)
 }
 
+/// The norm in front of a layer's attention or delta net, as a module of its own.
+pub(super) const INPUT_NORM: &str = "input_layernorm.";
+/// The norm in front of a layer's MLP, as a module of its own.
+pub(super) const MLP_NORM: &str = "pre_mlp_layernorm.";
+
+/// A norm that is fused into the linear layer behind it; `separate` is its module where it is not.
+fn fused_norm(megatron: &str, hf: &str, separate: &str, size: usize) -> Row {
+    norm(megatron, hf, size).separate_norm(&format!("{separate}weight"))
+}
+
 /// Sections of the language model; `megatron` and `hf` are the prefixes.
 pub(super) fn sections(
     config: &HfConfig,
@@ -80,9 +90,10 @@ pub(super) fn attention_rows(text: &TextConfig) -> Vec<Row> {
         head_dim: head,
     };
     vec![
-        norm(
+        fused_norm(
             "self_attention.linear_qkv.layer_norm_weight",
             "input_layernorm.weight",
+            INPUT_NORM,
             hidden,
         ),
         row(
@@ -120,9 +131,10 @@ fn gdn_rows(text: &TextConfig) -> Vec<Row> {
     let value_rows = heads * text.linear_value_head_dim;
     let channels = 2 * key_rows + value_rows;
     vec![
-        norm(
+        fused_norm(
             "self_attention.in_proj.layer_norm_weight",
             "input_layernorm.weight",
+            INPUT_NORM,
             hidden,
         ),
         row(
@@ -210,9 +222,10 @@ pub(super) fn mlp_section(
 
 fn dense_rows(hidden: usize, intermediate: usize) -> Vec<Row> {
     vec![
-        norm(
+        fused_norm(
             "mlp.linear_fc1.layer_norm_weight",
             "post_attention_layernorm.weight",
+            MLP_NORM,
             hidden,
         ),
         row(

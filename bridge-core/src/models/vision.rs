@@ -1,5 +1,6 @@
 //! Rows of the vision tower and its mergers.
 
+use super::language::{INPUT_NORM, MLP_NORM};
 use crate::config::VisionConfig;
 use crate::mapping::{Init, Part, Row, Rule, Section, row, section, tensor};
 
@@ -35,6 +36,15 @@ fn layer_norm(megatron: &str, hf: &str, size: usize) -> [Row; 2] {
         )
         .init(init)
     })
+}
+
+/// A layer norm that is fused into the linear layer behind it; `separate` is its module where it is not.
+fn fused_norm(megatron: &str, hf: &str, separate: &str, size: usize) -> [Row; 2] {
+    let [weight, bias] = layer_norm(megatron, hf, size);
+    [
+        weight.separate_norm(&format!("{separate}weight")),
+        bias.separate_norm(&format!("{separate}bias")),
+    ]
 }
 
 /// Sections of the tower.
@@ -118,7 +128,12 @@ fn block_rows(vision: &VisionConfig) -> Vec<Row> {
         head_dim: hidden / vision.num_heads,
     };
     [
-        layer_norm("self_attention.linear_qkv.layer_norm_", "norm1", hidden),
+        fused_norm(
+            "self_attention.linear_qkv.layer_norm_",
+            "norm1",
+            INPUT_NORM,
+            hidden,
+        ),
         linear(
             "self_attention.linear_qkv",
             "attn.qkv",
@@ -133,7 +148,7 @@ fn block_rows(vision: &VisionConfig) -> Vec<Row> {
             hidden,
             hidden,
         ),
-        layer_norm("mlp.linear_fc1.layer_norm_", "norm2", hidden),
+        fused_norm("mlp.linear_fc1.layer_norm_", "norm2", MLP_NORM, hidden),
         linear(
             "mlp.linear_fc1",
             "mlp.linear_fc1",

@@ -22,8 +22,9 @@ pub enum KeyStyle<'a> {
     /// What Megatron-Core writes.
     #[default]
     Written,
-    /// The first that exists: directories of other versions number the layers of the vision tower, or name the layer of
-    /// the multi-token-prediction head `mtp_model_layer`. What exists under no key has the first one.
+    /// The first that exists: directories of other versions number the layers of the vision tower, name the layer of
+    /// the multi-token-prediction head `mtp_model_layer`, or hold norms apart that Megatron fuses into the linear layer
+    /// behind them (`input_layernorm`, `pre_mlp_layernorm`). What exists under no key has the first one.
     Found(&'a dyn Fn(&str) -> bool),
 }
 

@@ -233,7 +233,7 @@ fn copy_of(name: &str) -> tempfile::TempDir {
 }
 
 /// A golden checkpoint, or one made of it by renaming, with its tensors changed by `change`, its config by `config`.
-fn changed(
+pub(crate) fn changed(
     name: &str,
     change: impl FnOnce(&mut Tensors),
     config: impl FnOnce(&mut serde_json::Value),
@@ -252,7 +252,7 @@ fn changed(
 }
 
 /// The message with its causes, as the binary prints it.
-fn text(error: &dyn std::error::Error) -> String {
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -263,14 +263,14 @@ fn text(error: &dyn std::error::Error) -> String {
 }
 
 /// What planning (or opening) says.
-fn refusal(dir: &Path) -> String {
+pub(crate) fn refusal(dir: &Path) -> String {
     match AutoBridge::from_hf_pretrained(dir) {
         Ok(bridge) => text(&bridge.plan(&PlanOptions::default()).unwrap_err()),
         Err(error) => text(&error),
     }
 }
 
-fn assert_says(message: &str, words: &[&str]) {
+pub(crate) fn assert_says(message: &str, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "no `{word}` in: {message}");
     }
