@@ -31,4 +31,5 @@ mod tokenizer;
 mod torch_dist;
 #[cfg(feature = "torch")]
 mod training;
+mod untrusted;
 mod verify;

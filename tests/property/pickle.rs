@@ -36,29 +36,6 @@ fn read_all(dir: &Path) {
     }
 }
 
-#[test]
-fn a_table_of_contents_cut_at_any_byte_is_refused() {
-    let copy = copied();
-    let path = copy.path().join(".metadata");
-    let bytes = fs::read(golden("torch_dist/hand_moe_2p/.metadata")).unwrap();
-    for len in 0..bytes.len() {
-        fs::write(&path, &bytes[..len]).unwrap();
-        assert!(TorchDistCheckpoint::open(copy.path()).is_err(), "{len}");
-    }
-}
-
-#[test]
-fn a_common_state_cut_at_any_byte_is_refused() {
-    let copy = copied();
-    let path = copy.path().join("common.pt");
-    let bytes = fs::read(&path).unwrap();
-    let checkpoint = TorchDistCheckpoint::open(copy.path()).unwrap();
-    for len in 0..bytes.len() {
-        fs::write(&path, &bytes[..len]).unwrap();
-        assert!(checkpoint.common().is_err(), "{len}");
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use bridge_core::checkpoint::hf::{HfCheckpoint, HfLayout, HfWriter};
 use bridge_core::checkpoint::{Links, Overwrite, TensorInfo, TensorSource};
-use bridge_core::config::HfConfig;
 use bridge_core::convert::{ExecuteOptions, copy_tensors, execute};
 use bridge_core::plan::PlanOptions;
 use bridge_core::{AutoBridge, Dtype};
@@ -223,7 +222,7 @@ fn hf_to_megatron_and_back_is_byte_identical() {
 }
 
 /// A directory with the files of a golden checkpoint, to be damaged.
-fn copy_of(name: &str) -> tempfile::TempDir {
+pub(crate) fn copy_of(name: &str) -> tempfile::TempDir {
     let scratch = tempfile::tempdir().unwrap();
     for entry in fs_err::read_dir(golden(&format!("checkpoints/{name}"))).unwrap() {
         let entry = entry.unwrap();

@@ -55,8 +55,10 @@ impl HfCheckpoint {
     /// As [`HfCheckpoint::open`].
     pub fn open_with(dir: &Path, links: Links) -> Result<Self, CheckpointError> {
         let (index_path, single) = (dir.join(INDEX), dir.join(SINGLE));
-        if !index_path.exists() {
-            if !single.exists() {
+        // A link that leads nowhere is there, and refused when it is opened.
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        if !is_there(&index_path) {
+            if !is_there(&single) {
                 return Err(CheckpointError::NoWeights {
                     dir: dir.to_owned(),
                 });
@@ -73,7 +75,7 @@ impl HfCheckpoint {
         for (name, file) in &index.weight_map {
             by_file.entry(file).or_default().push(name);
         }
-        if single.exists() && !by_file.contains_key(SINGLE) {
+        if is_there(&single) && !by_file.contains_key(SINGLE) {
             return Err(CheckpointError::Ambiguous {
                 dir: dir.to_owned(),
             });

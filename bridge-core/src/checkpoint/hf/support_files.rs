@@ -29,11 +29,12 @@ pub const SUPPORT_FILES: [&str; 14] = [
     "LICENSE",
 ];
 
-/// Those of [`SUPPORT_FILES`] that a directory has.
+/// Those of [`SUPPORT_FILES`] that a directory has, be they readable files or not: a link to nothing is an error later, and
+/// not a file less.
 pub(super) fn support_files(dir: &Path) -> impl Iterator<Item = &'static str> {
     SUPPORT_FILES
         .into_iter()
-        .filter(|name| dir.join(name).is_file())
+        .filter(|name| dir.join(name).symlink_metadata().is_ok())
 }
 
 /// The content of a config for weights that are no longer in FP8.

@@ -189,7 +189,7 @@ impl TorchDistCheckpoint {
     #[must_use]
     pub fn run_config(&self) -> Option<PathBuf> {
         let path = self.dir().join(RUN_CONFIG);
-        path.is_file().then_some(path)
+        path.symlink_metadata().is_ok().then_some(path)
     }
 
     /// Reads everything and compares it with the checksums of its archives.
