@@ -175,10 +175,10 @@ fn trainer_code(args: &str) -> i32 {
 }
 
 /// A directory on a file system of its own of `bytes`; `None` where the system allows none.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path, bytes: u64) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, bytes: u64) -> Option<Self> {
         fs_err::create_dir_all(at).unwrap();
         let size = format!("size={bytes}");
         let words = ["-t", "tmpfs", "-o", size.as_str(), "none"].map(OsStr::new);

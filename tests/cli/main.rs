@@ -16,6 +16,7 @@ mod hub;
 mod init;
 mod inspect;
 mod interrupted;
+mod permissions;
 mod plan;
 mod program;
 mod shard;
