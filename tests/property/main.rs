@@ -4,4 +4,5 @@
 mod layout;
 mod pickle;
 mod plans;
+mod ranks;
 mod shards;

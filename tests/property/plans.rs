@@ -14,7 +14,7 @@ use serde_json::json;
 
 /// A model whose sizes all divide by 4, so that it can be cut over 1, 2 or 4 ranks.
 #[derive(Debug, Clone)]
-struct Model {
+pub(crate) struct Model {
     config: serde_json::Value,
     experts: ExpertLayout,
     mtp_experts: ExpertLayout,
@@ -22,19 +22,21 @@ struct Model {
 }
 
 impl Model {
-    fn config(&self) -> HfConfig {
+    pub(crate) fn config(&self) -> HfConfig {
         HfConfig::from_json(self.config.clone(), Path::new("config.json")).unwrap()
     }
 
-    fn plan(&self, options: &PlanOptions) -> ModelPlan {
-        let config = self.config();
-        let facts = Facts {
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
             experts: self.experts,
             mtp_experts: self.mtp_experts,
             expert_names: self.names,
-            ..Facts::published(&config)
-        };
-        let registry = registry_for(&config, &facts).unwrap();
+            ..Facts::published(&self.config())
+        }
+    }
+
+    fn plan(&self, options: &PlanOptions) -> ModelPlan {
+        let registry = registry_for(&self.config(), &self.facts()).unwrap();
         build(&registry, &|_| Dtype::F32, options).unwrap()
     }
 }
@@ -47,7 +49,7 @@ fn any_family() -> impl Strategy<Value = Architecture> {
     prop::sample::select(Architecture::ALL.to_vec())
 }
 
-fn any_model() -> impl Strategy<Value = Model> {
+pub(crate) fn any_model() -> impl Strategy<Value = Model> {
     let language = (
         1..5usize,
         1..4usize,
@@ -177,7 +179,7 @@ impl TensorSource for Numbered {
     }
 }
 
-fn memory_for(plan: &ModelPlan) -> MemoryTensors {
+pub(crate) fn memory_for(plan: &ModelPlan) -> MemoryTensors {
     let mut memory = MemoryTensors::default();
     for tensor in &plan.tensors {
         let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
