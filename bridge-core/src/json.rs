@@ -1,17 +1,24 @@
 //! JSON as files from elsewhere must be read: a key that stands twice is an error, not "the last one wins".
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::ser::{Formatter, PrettyFormatter};
 use serde_json::{Map, Value};
 
-/// Parses `text`; refuses duplicate keys, nesting deeper than serde_json's 128 and trailing text.
+/// Values of one text. No config has nearly as many; each may take a hundred bytes of memory for two of the text.
+const MAX_VALUES: usize = 1 << 17;
+
+/// Parses `text`; refuses duplicate keys, more than 131072 values, nesting deeper than serde_json's 128 and trailing text.
 pub(crate) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(text).map(|strict| strict.0)
 }
+
+/// A value as [`parse`] reads it, within a text that is read otherwise.
+pub(crate) struct Strict(pub(crate) Value);
 
 /// `value` with two spaces of indent and floats as Python's `json` writes them, so that a config that was read and written
 /// again differs only where it was changed.
@@ -86,17 +93,32 @@ impl Formatter for Python {
     }
 }
 
-struct Strict(Value);
-
 impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Strict)
+        let left = Cell::new(MAX_VALUES);
+        Counted(&left).deserialize(deserializer).map(Strict)
     }
 }
 
-struct StrictVisitor;
+/// A value, and how many more its text may have.
+#[derive(Clone, Copy)]
+struct Counted<'a>(&'a Cell<usize>);
 
-impl<'de> Visitor<'de> for StrictVisitor {
+impl<'de> DeserializeSeed<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let Some(left) = self.0.get().checked_sub(1) else {
+            return Err(D::Error::custom(format_args!(
+                "it holds more than {MAX_VALUES} values"
+            )));
+        };
+        self.0.set(left);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,7 +151,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -139,15 +161,18 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!(
-                    "the key `{key}` stands twice"
-                )));
+                return Err(twice(&key));
             }
-            let Strict(value) = entries.next_value()?;
+            let value = entries.next_value_seed(self)?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
     }
+}
+
+/// The error of a key that stands twice in an object.
+pub(crate) fn twice<E: Error>(key: &str) -> E {
+    E::custom(format_args!("the key `{key}` stands twice"))
 }
 
 #[cfg(test)]
@@ -165,6 +190,18 @@ mod tests {
     fn deep_nesting_is_refused_and_not_recursed_into() {
         let deep = "[".repeat(100_000);
         assert!(parse(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn more_values_than_any_config_has_are_refused_and_not_kept() {
+        let many = format!("[{}0]", "0,".repeat(MAX_VALUES - 2));
+        assert!(parse(many.as_bytes()).is_ok());
+        let many = format!("[{}0]", "0,".repeat(MAX_VALUES));
+        let error = parse(many.as_bytes()).unwrap_err();
+        assert!(
+            error.to_string().contains("more than 131072 values"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Opening files of which somebody else decides what they are.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -20,14 +20,18 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
     Ok(metadata.is_file().then_some((file, metadata.len())))
 }
 
-/// The content of a regular file.
+/// The content of a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// What the system said, or that it is no regular file.
-pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let (mut file, len) =
-        open(path)?.ok_or_else(|| io::Error::other("it is not a regular file"))?;
+/// What the system said, that it is no regular file, or that it is longer.
+pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let (file, len) = open(path)?.ok_or_else(|| io::Error::other("it is not a regular file"))?;
+    if len > limit {
+        return Err(io::Error::other(format!(
+            "it has {len} bytes, the limit is {limit}; is it the right file?"
+        )));
+    }
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-    io::Read::read_to_end(&mut file, &mut bytes)?;
+    file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -8,6 +8,9 @@ use super::reader::Reader;
 use super::{ClassifierConfig, ConfigError, QuantizationConfig, TextConfig, VisionConfig};
 use crate::{json, regular_file};
 
+/// Larger files are no configs: those of a hundred thousand layers would fit.
+const MAX_BYTES: u64 = 16 << 20;
+
 /// The architectures that have a table of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {
@@ -170,7 +173,7 @@ impl HfConfig {
     /// # Errors
     /// See [`ConfigError`].
     pub fn from_file(file: &Path) -> Result<Self, ConfigError> {
-        let text = regular_file::read(file).map_err(|source| ConfigError::Read {
+        let text = regular_file::read(file, MAX_BYTES).map_err(|source| ConfigError::Read {
             file: file.to_owned(),
             source,
         })?;

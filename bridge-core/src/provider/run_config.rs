@@ -169,13 +169,7 @@ impl RunConfig {
             file: file.to_owned(),
             reason,
         };
-        let len = fs_err::metadata(file).map_err(read)?.len();
-        if len > MAX_BYTES {
-            return Err(content(format!(
-                "it has {len} bytes, more than any that Megatron Bridge writes"
-            )));
-        }
-        let bytes = regular_file::read(file).map_err(read)?;
+        let bytes = regular_file::read(file, MAX_BYTES).map_err(read)?;
         // Settings of an optimizer may be infinite; no field of a model is.
         let options = serde_saphyr::options! {
             non_finite_float_policy: NonFiniteFloatPolicy::AsString,

@@ -54,7 +54,7 @@ fn a_shard_outside_the_directory_is_refused() {
         ("\"/etc/passwd\"", plain),
         ("\"config.json\"", plain),
         ("\"~/x.safetensors\"", plain),
-        ("7", "its shard is no text"),
+        ("7", "invalid type: integer `7`, expected a string"),
         ("\"\\ud800.safetensors\"", "the index is not valid"),
     ] {
         assert_says(&with_shard(shard.as_bytes()), &[INDEX, words]);

@@ -1,14 +1,19 @@
 //! The header of one safetensors file.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use safetensors::tensor::Metadata;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::Dtype;
 use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo};
-use crate::{Dtype, json};
+use crate::json::{self, Strict};
 
 /// The limit of the safetensors library.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -57,68 +62,57 @@ pub(in crate::checkpoint) fn read(file: &File, path: &Path) -> Result<Header, Ch
     if header > len - LENGTH_BYTES {
         return Err(one(FileProblem::HeaderCut { header, len }));
     }
-    let size = usize::try_from(header + LENGTH_BYTES).expect("a header of at most 100 MB");
-    let mut buffer = vec![0u8; size];
-    file.read_exact_at(&mut buffer, 0).map_err(io)?;
-    parse(&buffer, len).map_err(|problems| CheckpointError::Files {
+    let size = usize::try_from(header).expect("a header of at most 100 MB");
+    let mut text = vec![0u8; size];
+    file.read_exact_at(&mut text, LENGTH_BYTES).map_err(io)?;
+    parse(text, len).map_err(|problems| CheckpointError::Files {
         path: path.to_owned(),
         problems,
     })
 }
 
-/// Checks the first bytes of a file of `len` bytes: length field and header.
-fn parse(buffer: &[u8], len: u64) -> Result<Header, Vec<FileProblem>> {
+/// Checks the header of a file of `len` bytes.
+fn parse(text: Vec<u8>, len: u64) -> Result<Header, Vec<FileProblem>> {
     let invalid = |reason: String| {
         vec![FileProblem::Json {
             what: "its header",
             reason,
         }]
     };
-    let text = &buffer[8..];
     if text.first() != Some(&b'{') {
         return Err(invalid("it does not begin with `{`".to_owned()));
     }
-    let Value::Object(map) = json::parse(text).map_err(|error| invalid(error.to_string()))? else {
-        return Err(invalid("it is not an object".to_owned()));
-    };
-    let data_start = buffer.len() as u64;
-    let mut metadata = Map::new();
-    let mut entries = Vec::with_capacity(map.len());
-    let mut problems = Vec::new();
-    for (name, value) in map {
-        if name == "__metadata__" {
-            match value {
-                Value::Object(texts) if texts.values().all(Value::is_string) => metadata = texts,
-                _ => problems.push(FileProblem::Entry {
-                    name,
-                    reason: "it must map texts to texts".to_owned(),
-                }),
-            }
-            continue;
-        }
-        match entry(&name, &value) {
-            Ok((info, begin, end)) => entries.push((name, info, begin, end)),
-            Err(problem) => problems.push(problem),
-        }
+    let data_start = LENGTH_BYTES + text.len() as u64;
+    let Reading {
+        mut entries,
+        metadata,
+        mut problems,
+        ..
+    } = Reading::of(&text).map_err(invalid)?;
+    drop(text);
+    if let Some(name) = repeated(entries.iter().map(|entry| entry.name.as_str())) {
+        return Err(invalid(format!("the key `{name}` stands twice")));
     }
     // The order in the header breaks ties of empty tensors, as the sort is stable.
-    entries.sort_by_key(|(_, _, begin, end)| (*begin, *end));
+    entries.sort_by_key(|entry| (entry.file_offset, entry.info.num_bytes()));
     let mut next = 0u64;
-    for (name, _, begin, end) in &entries {
-        if *begin < next {
-            problems.push(FileProblem::Overlap {
-                name: name.clone(),
-                start: *begin,
+    for entry in &entries {
+        let (start, name) = (entry.file_offset, || entry.name.clone());
+        let problem = match start.cmp(&next) {
+            Ordering::Less => Some(FileProblem::Overlap {
+                name: name(),
+                start,
                 end: next,
-            });
-        } else if *begin > next {
-            problems.push(FileProblem::Gap {
-                name: name.clone(),
-                start: *begin,
+            }),
+            Ordering::Greater => Some(FileProblem::Gap {
+                name: name(),
+                start,
                 end: next,
-            });
-        }
-        next = next.max(*end);
+            }),
+            Ordering::Equal => None,
+        };
+        keep(&mut problems, problem);
+        next = next.max(start + entry.info.num_bytes());
     }
     // Ends are below 2^63 (see `entry`) and a header has at most 100 MB.
     let needed = data_start + next;
@@ -133,51 +127,170 @@ fn parse(buffer: &[u8], len: u64) -> Result<Header, Vec<FileProblem>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    // The library's own reading is the second opinion: what it refuses, other tools would refuse too.
-    serde_json::from_slice::<Metadata>(text).map_err(|error| invalid(error.to_string()))?;
-    Ok(Header {
-        entries: entries
-            .into_iter()
-            .map(|(name, info, begin, _)| Entry {
-                name,
-                info,
-                file_offset: data_start + begin,
-            })
-            .collect(),
-        metadata,
-    })
+    for entry in &mut entries {
+        entry.file_offset += data_start;
+    }
+    Ok(Header { entries, metadata })
 }
 
-/// Dtype, shape and offsets of one entry.
-fn entry(name: &str, value: &Value) -> Result<(TensorInfo, u64, u64), FileProblem> {
+/// Messages show ten problems, and say how many there are; a hostile file has any number.
+pub(super) fn keep(
+    problems: &mut Vec<FileProblem>,
+    problem: impl IntoIterator<Item = FileProblem>,
+) {
+    problems.extend(
+        problem
+            .into_iter()
+            .take(1000_usize.saturating_sub(problems.len())),
+    );
+}
+
+/// A name that stands twice.
+pub(super) fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    let pair = names.windows(2).find(|pair| pair[0] == pair[1])?;
+    Some(pair[0])
+}
+
+/// A header that is read entry by entry; what it says is checked, where its tensors stand not yet.
+///
+/// Offsets count from the first tensor's first byte.
+struct Reading {
+    entries: Vec<Entry>,
+    metadata: Map<String, Value>,
+    problems: Vec<FileProblem>,
+    /// Whose entry is read.
+    at: Option<String>,
+}
+
+impl Reading {
+    fn of(text: &[u8]) -> Result<Self, String> {
+        /// The shortest entry; with room for as many as fit, the list is never moved.
+        const SHORTEST: &str = r#""":{"dtype":"U8","shape":[],"data_offsets":[0,1]},"#;
+        let mut reading = Self {
+            entries: Vec::with_capacity(text.len() / SHORTEST.len() + 1),
+            metadata: Map::new(),
+            problems: Vec::new(),
+            at: None,
+        };
+        let mut deserializer = serde_json::Deserializer::from_slice(text);
+        deserializer
+            .deserialize_map(&mut reading)
+            .and_then(|()| deserializer.end())
+            .map_err(|error| match &reading.at {
+                Some(name) => format!("`{name}`: {error}"),
+                None => error.to_string(),
+            })?;
+        Ok(reading)
+    }
+
+    fn metadata(&mut self, value: Value) {
+        match value {
+            Value::Object(texts) if texts.values().all(Value::is_string) => self.metadata = texts,
+            _ => self.problems.push(FileProblem::Entry {
+                name: METADATA.to_owned(),
+                reason: "it must map texts to texts".to_owned(),
+            }),
+        }
+    }
+}
+
+const METADATA: &str = "__metadata__";
+
+impl<'de> Visitor<'de> for &mut Reading {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut has_metadata = false;
+        while let Some(name) = map.next_key::<String>()? {
+            self.at = Some(name.clone());
+            if name == METADATA {
+                if has_metadata {
+                    return Err(json::twice(METADATA));
+                }
+                has_metadata = true;
+                self.metadata(map.next_value::<Strict>()?.0);
+            } else {
+                match entry(name, &map.next_value()?) {
+                    Ok(entry) => self.entries.push(entry),
+                    Err(problem) => keep(&mut self.problems, [problem]),
+                }
+            }
+            self.at = None;
+        }
+        Ok(())
+    }
+}
+
+/// The value of a tensor in the header.
+#[derive(Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "an object with dtype, shape and data_offsets"
+)]
+struct Described<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
+    shape: Shape,
+    data_offsets: [u64; 2],
+}
+
+/// Sizes of axes.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Axes)
+    }
+}
+
+struct Axes;
+
+impl Axes {
+    /// No tensor of a model has more than five.
+    const MOST: usize = 8;
+}
+
+impl<'de> Visitor<'de> for Axes {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {} sizes", Self::MOST)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
+        let mut shape = Vec::new();
+        while let Some(size) = sizes.next_element()? {
+            if shape.len() == Self::MOST {
+                return Err(A::Error::invalid_length(Self::MOST + 1, &self));
+            }
+            shape.push(size);
+        }
+        Ok(Shape(shape))
+    }
+}
+
+/// A tensor by its name and value.
+fn entry(name: String, described: &Described<'_>) -> Result<Entry, FileProblem> {
+    let Described {
+        dtype: word,
+        shape: Shape(shape),
+        data_offsets,
+    } = described;
     let wrong = |reason: String| FileProblem::Entry {
-        name: name.to_owned(),
+        name: name.clone(),
         reason,
     };
-    let map = value
-        .as_object()
-        .ok_or_else(|| wrong("it is not an object".to_owned()))?;
-    if let Some(key) = map
-        .keys()
-        .find(|key| !["dtype", "shape", "data_offsets"].contains(&key.as_str()))
-    {
-        return Err(wrong(format!("the key `{key}` is unknown")));
-    }
-    let word = map
-        .get("dtype")
-        .and_then(Value::as_str)
-        .ok_or_else(|| wrong("it has no dtype".to_owned()))?;
     let dtype: Dtype = word
         .parse()
         .ok()
-        .filter(|dtype: &Dtype| dtype.safetensors_word() == word)
+        .filter(|dtype: &Dtype| dtype.safetensors_word() == *word)
         .ok_or_else(|| wrong(format!("the dtype `{word}` is not supported")))?;
-    let numbers = |key: &str| {
-        let list = map.get(key)?.as_array()?;
-        list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()
-    };
-    let shape = numbers("shape")
-        .ok_or_else(|| wrong("its shape is no list of whole numbers".to_owned()))?;
     let bytes = shape
         .iter()
         .try_fold(dtype.size_bytes() as u64, |bytes, dim| {
@@ -185,16 +298,15 @@ fn entry(name: &str, value: &Value) -> Result<(TensorInfo, u64, u64), FileProble
         })
         .filter(|bytes| *bytes < 1 << 62)
         .ok_or_else(|| wrong(format!("its shape {shape:?} overflows")))?;
-    let offsets = numbers("data_offsets")
-        .and_then(|list| <[u64; 2]>::try_from(list).ok())
-        .ok_or_else(|| wrong("its data_offsets are no two whole numbers".to_owned()))?;
-    let [begin, end] = offsets;
+    let [begin, end] = *data_offsets;
     if end < begin || end >= 1 << 62 {
-        return Err(wrong(format!("its data_offsets {offsets:?} are no range")));
+        return Err(wrong(format!(
+            "its data_offsets {data_offsets:?} are no range"
+        )));
     }
     if end - begin != bytes {
         return Err(FileProblem::Size {
-            name: name.to_owned(),
+            name,
             found: end - begin,
             expected: bytes,
         });
@@ -204,7 +316,11 @@ fn entry(name: &str, value: &Value) -> Result<(TensorInfo, u64, u64), FileProble
         .map(|dim| usize::try_from(*dim))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| wrong(format!("its shape {shape:?} overflows")))?;
-    Ok((TensorInfo { dtype, shape }, begin, end))
+    Ok(Entry {
+        name,
+        info: TensorInfo { dtype, shape },
+        file_offset: begin,
+    })
 }
 
 /// A header for `entries`, written as the safetensors library writes it: padded with spaces to 8 bytes.
@@ -214,7 +330,7 @@ pub(in crate::checkpoint) fn write<'a>(
 ) -> Vec<u8> {
     let mut map = Map::new();
     if !metadata.is_empty() {
-        map.insert("__metadata__".to_owned(), Value::Object(metadata.clone()));
+        map.insert(METADATA.to_owned(), Value::Object(metadata.clone()));
     }
     let mut offset = 0u64;
     for (name, info) in entries {

@@ -1,15 +1,20 @@
 //! `model.safetensors.index.json`.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 use std::path::{Component, Path};
 
-use indexmap::IndexMap;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::header::{keep, repeated};
 use super::reader::open_file;
 use crate::checkpoint::error::io;
 use crate::checkpoint::{CheckpointError, FileProblem, Links};
-use crate::json;
+use crate::json::{self, Strict};
 
 /// The index's file name.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -17,10 +22,10 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 
 /// A checked index.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Index {
-    /// Tensor to shard, in the file's order.
-    pub(super) weight_map: IndexMap<String, String>,
+    /// The tensors of each shard, in the file's order.
+    pub(super) shards: BTreeMap<String, Vec<String>>,
     /// `total_size` and whatever else was there.
     pub(super) metadata: Map<String, Value>,
 }
@@ -32,56 +37,131 @@ pub(super) fn read(dir: &Path, links: Links) -> Result<Index, CheckpointError> {
     open_file(dir, INDEX, links)?
         .read_to_end(&mut text)
         .map_err(io("read", &path))?;
-    parse(&text).map_err(|problems| CheckpointError::Files { path, problems })
+    parse(text).map_err(|problems| CheckpointError::Files { path, problems })
 }
 
-fn parse(text: &[u8]) -> Result<Index, Vec<FileProblem>> {
+fn parse(text: Vec<u8>) -> Result<Index, Vec<FileProblem>> {
     let invalid = |reason: String| {
         vec![FileProblem::Json {
             what: "the index",
             reason,
         }]
     };
-    let value = json::parse(text).map_err(|error| invalid(error.to_string()))?;
-    let map = value
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .ok_or_else(|| invalid("it has no object `weight_map`".to_owned()))?;
-    let metadata = value
-        .get("metadata")
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default();
-    let mut weight_map = IndexMap::with_capacity(map.len());
-    let mut problems = Vec::new();
-    for (name, file) in map {
-        match file.as_str() {
-            Some(file) if is_plain(file) => {
-                weight_map.insert(name.clone(), file.to_owned());
-            }
-            Some(file) => {
-                let problem = FileProblem::ShardName {
-                    name: file.to_owned(),
-                };
-                if !problems.contains(&problem) {
-                    problems.push(problem);
-                }
-            }
-            None => problems.push(FileProblem::Entry {
-                name: name.clone(),
-                reason: "its shard is no text".to_owned(),
-            }),
-        }
+    let mut reading = Reading::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(&text);
+    deserializer
+        .deserialize_map(&mut reading)
+        .and_then(|()| deserializer.end())
+        .map_err(|error| match &reading.at {
+            Some(name) => invalid(format!("`{name}`: {error}")),
+            None => invalid(error.to_string()),
+        })?;
+    drop(text);
+    let Reading {
+        index,
+        problems,
+        has_map,
+        ..
+    } = reading;
+    if !has_map {
+        return Err(invalid("it has no object `weight_map`".to_owned()));
     }
-    if problems.is_empty() {
-        Ok(Index {
-            weight_map,
-            metadata,
-        })
-    } else {
-        Err(problems)
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let names = index.shards.values().flatten();
+    match repeated(names.map(String::as_str)) {
+        Some(name) => Err(invalid(format!("the key `{name}` stands twice"))),
+        None => Ok(index),
     }
 }
+
+/// An index that is read entry by entry: it may place a hundred thousand tensors.
+#[derive(Default)]
+struct Reading {
+    index: Index,
+    problems: Vec<FileProblem>,
+    has_map: bool,
+    /// Whose shard is read.
+    at: Option<String>,
+}
+
+impl<'de> Visitor<'de> for &mut Reading {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with `weight_map`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut has_metadata = false;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "weight_map" if self.has_map => return Err(json::twice(&key)),
+                "weight_map" => {
+                    self.has_map = true;
+                    map.next_value_seed(WeightMap(self))?;
+                }
+                "metadata" if has_metadata => return Err(json::twice(&key)),
+                "metadata" => {
+                    has_metadata = true;
+                    if let Value::Object(metadata) = map.next_value::<Strict>()?.0 {
+                        self.index.metadata = metadata;
+                    }
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The object that maps tensors to shards.
+struct WeightMap<'a>(&'a mut Reading);
+
+impl<'de> DeserializeSeed<'de> for WeightMap<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for WeightMap<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object `weight_map`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Reading {
+            index,
+            problems,
+            at,
+            ..
+        } = self.0;
+        while let Some(name) = map.next_key::<String>()? {
+            *at = Some(name.clone());
+            let file: Cow<'_, str> = map.next_value::<Text<'_>>()?.0;
+            if let Some(tensors) = index.shards.get_mut(&*file) {
+                tensors.push(name);
+            } else if is_plain(&file) {
+                index.shards.insert(file.into_owned(), vec![name]);
+            } else {
+                let name = file.into_owned();
+                keep(problems, [FileProblem::ShardName { name }]);
+            }
+            *at = None;
+        }
+        Ok(())
+    }
+}
+
+/// A text that is copied only where it is spelled with escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// One relative component that means the same file on every system.
 fn is_plain(name: &str) -> bool {

@@ -1,6 +1,6 @@
 //! An opened checkpoint directory.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -71,29 +71,26 @@ impl HfCheckpoint {
             ));
         }
         let index = index::read(dir, links)?;
-        let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, file) in &index.weight_map {
-            by_file.entry(file).or_default().push(name);
-        }
-        if is_there(&single) && !by_file.contains_key(SINGLE) {
+        if is_there(&single) && !index.shards.contains_key(SINGLE) {
             return Err(CheckpointError::Ambiguous {
                 dir: dir.to_owned(),
             });
         }
         let mut problems = Vec::new();
-        let mut opened = Vec::with_capacity(by_file.len());
-        for (name, tensors) in by_file {
-            if dir.join(name).symlink_metadata().is_err() {
-                problems.push(FileProblem::MissingShard {
-                    file: name.to_owned(),
+        let mut opened = Vec::with_capacity(index.shards.len());
+        for (name, tensors) in index.shards {
+            if dir.join(&name).symlink_metadata().is_err() {
+                let missing = FileProblem::MissingShard {
+                    file: name,
                     count: tensors.len(),
-                    first: tensors[0].to_owned(),
-                });
+                    first: tensors[0].clone(),
+                };
+                header::keep(&mut problems, [missing]);
                 continue;
             }
-            let (file, header) = open_weights(dir, name, links)?;
-            compare(name, &tensors, &header, &mut problems);
-            opened.push((name.to_owned(), file, header));
+            let (file, header) = open_weights(dir, &name, links)?;
+            compare(&name, &tensors, &header, &mut problems);
+            opened.push((name, file, header));
         }
         if !problems.is_empty() {
             return Err(CheckpointError::Files {
@@ -110,10 +107,14 @@ impl HfCheckpoint {
         opened: Vec<(String, File, Header)>,
         index_metadata: Option<Map<String, Value>>,
     ) -> Self {
+        let total = opened
+            .iter()
+            .map(|(_, _, header)| header.entries.len())
+            .sum();
         let mut checkpoint = Self {
             dir: dir.to_owned(),
             files: Vec::with_capacity(opened.len()),
-            tensors: IndexMap::new(),
+            tensors: IndexMap::with_capacity(total),
             index_metadata,
         };
         for (number, (name, file, header)) in opened.into_iter().enumerate() {
@@ -232,27 +233,28 @@ fn open_weights(dir: &Path, name: &str, links: Links) -> Result<(File, Header), 
 }
 
 /// Compares what the index places in a file with what the file holds.
-fn compare(file: &str, placed: &[&str], header: &Header, problems: &mut Vec<FileProblem>) {
+fn compare(file: &str, placed: &[String], header: &Header, problems: &mut Vec<FileProblem>) {
     let held: HashSet<&str> = header
         .entries
         .iter()
         .map(|entry| entry.name.as_str())
         .collect();
-    let wanted: HashSet<&str> = placed.iter().copied().collect();
-    for name in placed.iter().filter(|name| !held.contains(**name)) {
-        problems.push(FileProblem::NotInShard {
-            name: (*name).to_owned(),
-            file: file.to_owned(),
-        });
-    }
-    for entry in &header.entries {
-        if !wanted.contains(entry.name.as_str()) {
-            problems.push(FileProblem::NotInIndex {
-                name: entry.name.clone(),
+    let wanted: HashSet<&str> = placed.iter().map(String::as_str).collect();
+    let absent = placed.iter().filter(|name| !held.contains(name.as_str()));
+    let not_held = absent.map(|name| FileProblem::NotInShard {
+        name: name.clone(),
+        file: file.to_owned(),
+    });
+    header::keep(problems, not_held);
+    let names = header.entries.iter().map(|entry| entry.name.as_str());
+    let not_placed =
+        names
+            .filter(|name| !wanted.contains(name))
+            .map(|name| FileProblem::NotInIndex {
+                name: name.to_owned(),
                 file: file.to_owned(),
             });
-        }
-    }
+    header::keep(problems, not_placed);
 }
 
 impl TensorSource for HfCheckpoint {
