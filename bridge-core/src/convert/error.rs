@@ -71,6 +71,19 @@ pub enum ConvertError {
         #[source]
         source: CheckpointError,
     },
+    /// More memory than the tensor has elements, or less.
+    #[error("memory for elements up to {end} of `{name}` was given, it has {numel}")]
+    Outside {
+        /// The tensor.
+        name: String,
+        /// One past the last element that was named.
+        end: usize,
+        /// The elements that there are.
+        numel: usize,
+    },
+    /// Whoever watched the work asked it to stop.
+    #[error("stopped before everything was moved")]
+    Stopped,
     /// A finished file could not be completed, or reading it back failed.
     #[error("while finishing a file")]
     Finish(#[source] CheckpointError),

@@ -398,40 +398,44 @@ impl<'a> Job<'a> {
         if moved {
             return Ok(Rounding::default());
         }
-        Ok(self.convert(from, scratch, into))
+        Ok(convert_values((from, to), self.transforms, scratch, into))
     }
+}
 
-    /// Casts and transforms `values` into `into`, and counts what would not come back exactly.
-    fn convert(&self, from: Dtype, values: &[u8], into: &mut [u8]) -> Rounding {
-        let to = self.tensor.dtype;
-        if self.transforms.is_empty()
-            && let Some(rounding) = cast(from, to, values, into)
-        {
-            return rounding;
-        }
-        let wide = from.widest(to);
-        let exact = self.transforms.is_empty() && wide == to;
-        let mut rounding = Rounding::default();
-        for index in 0..into.len() / to.size_bytes() {
-            let value = load(from, values, index);
-            let mut result = value;
-            for transform in self.transforms {
-                result = round(wide, transform.apply(result));
-            }
-            store(to, into, index, result);
-            if exact {
-                continue;
-            }
-            let mut back = load(to, into, index);
-            for transform in self.transforms.iter().rev() {
-                back = round(wide, transform.inverse().apply(back));
-            }
-            let error = (round(from, back) - value).abs();
-            if error > 0.0 {
-                rounding.elements += 1;
-                rounding.max_error = rounding.max_error.max(error);
-            }
-        }
-        rounding
+/// Casts and transforms `values` into `into`, and counts what would not come back exactly.
+pub(super) fn convert_values(
+    (from, to): (Dtype, Dtype),
+    transforms: &[Transform],
+    values: &[u8],
+    into: &mut [u8],
+) -> Rounding {
+    if transforms.is_empty()
+        && let Some(rounding) = cast(from, to, values, into)
+    {
+        return rounding;
     }
+    let wide = from.widest(to);
+    let exact = transforms.is_empty() && wide == to;
+    let mut rounding = Rounding::default();
+    for index in 0..into.len() / to.size_bytes() {
+        let value = load(from, values, index);
+        let mut result = value;
+        for transform in transforms {
+            result = round(wide, transform.apply(result));
+        }
+        store(to, into, index, result);
+        if exact {
+            continue;
+        }
+        let mut back = load(to, into, index);
+        for transform in transforms.iter().rev() {
+            back = round(wide, transform.inverse().apply(back));
+        }
+        let error = (round(from, back) - value).abs();
+        if error > 0.0 {
+            rounding.elements += 1;
+            rounding.max_error = rounding.max_error.max(error);
+        }
+    }
+    rounding
 }

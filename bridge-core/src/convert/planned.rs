@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::execute::{Buffers, Job};
 use super::{ConvertError, ExecuteOptions};
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
-use crate::plan::ModelPlan;
+use crate::plan::{ModelPlan, TensorPlan};
 
 /// What a plan gives out of a source, as a source itself: two plans can be carried out one behind the other without
 /// anything in between being stored.
@@ -27,7 +27,19 @@ impl<'a> Planned<'a> {
         options: &ExecuteOptions,
     ) -> Result<Self, ConvertError> {
         plan.validate()?;
-        let jobs = plan.tensors.iter().map(|tensor| {
+        Self::some(&plan.tensors, source, options)
+    }
+
+    /// The same for some tensors of a plan that was validated.
+    ///
+    /// # Errors
+    /// As [`Planned::new`].
+    pub fn some(
+        tensors: impl IntoIterator<Item = &'a TensorPlan>,
+        source: &'a dyn TensorSource,
+        options: &ExecuteOptions,
+    ) -> Result<Self, ConvertError> {
+        let jobs = tensors.into_iter().map(|tensor| {
             let job = Job::new(tensor, source, options)?;
             Ok((tensor.name.as_str(), job))
         });
