@@ -86,6 +86,16 @@ pub enum CheckpointError {
         /// The directory in the making.
         partial: PathBuf,
     },
+    /// Ranks that make a directory together describe it in different ways.
+    #[error("{} is being made by other ranks with {difference}; give all ranks the same, and each export an id of its own (what they have made so far is {})", dir.display(), partial.display())]
+    OtherExport {
+        /// The destination.
+        dir: PathBuf,
+        /// The directory in the making.
+        partial: PathBuf,
+        /// In what they differ.
+        difference: Box<OtherDescription>,
+    },
     /// The disk is too small.
     #[error("{} needs {needed} bytes, its disk has {free} free; make room, or choose another disk", dir.display())]
     NoSpace {
@@ -151,6 +161,18 @@ pub enum CheckpointError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What the others say of a directory that ranks make together, and this one does not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("another `{what}`: theirs is {found}, this rank's {expected}")]
+pub struct OtherDescription {
+    /// The entry.
+    pub what: String,
+    /// Theirs, as JSON.
+    pub found: String,
+    /// This rank's.
+    pub expected: String,
 }
 
 /// One thing that is wrong with a safetensors file or an index.

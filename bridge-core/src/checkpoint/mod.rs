@@ -10,10 +10,12 @@ pub mod shard;
 mod staging;
 pub mod torch_dist;
 
-pub use error::{CheckpointError, FileProblem};
+pub use error::{CheckpointError, FileProblem, OtherDescription};
 pub use links::Links;
 pub use memory::MemoryTensors;
-pub use staging::{Overwrite, ReadBack, Resume, Staging, partial_path};
+pub use staging::{
+    Overwrite, Published, ReadBack, Resume, Staging, discard_exports, is_id, partial_path,
+};
 
 use crate::Dtype;
 

@@ -30,6 +30,23 @@ pub(super) struct Index {
     pub(super) metadata: Map<String, Value>,
 }
 
+/// An index as it is written: `metadata`, then each tensor's file, by name.
+pub(super) fn text<'a>(
+    metadata: &Map<String, Value>,
+    places: impl Iterator<Item = (&'a str, &'a str)>,
+) -> String {
+    let mut places: Vec<(&str, &str)> = places.collect();
+    places.sort_by_key(|(name, _)| *name);
+    let weight_map: Map<String, Value> = places
+        .into_iter()
+        .map(|(name, file)| (name.to_owned(), file.into()))
+        .collect();
+    let index = serde_json::json!({"metadata": metadata, "weight_map": weight_map});
+    let mut text = serde_json::to_string_pretty(&index).expect("maps of texts are always JSON");
+    text.push('\n');
+    text
+}
+
 /// Reads the index of a directory; shard names are plain file names.
 pub(super) fn read(dir: &Path, links: Links) -> Result<Index, CheckpointError> {
     let path = dir.join(INDEX);

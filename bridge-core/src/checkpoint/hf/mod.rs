@@ -8,12 +8,14 @@ pub(in crate::checkpoint) mod header;
 mod index;
 mod layout;
 mod reader;
+mod shared_writer;
 mod support_files;
 mod writer;
 
 pub use fp8::{AsWritten, UNQUANTISED};
 pub use layout::{HfLayout, LayoutFile};
 pub use reader::HfCheckpoint;
+pub use shared_writer::SharedHfWriter;
 pub(crate) use support_files::CONFIG;
 pub use support_files::SUPPORT_FILES;
 pub use writer::HfWriter;

@@ -1,6 +1,5 @@
 //! A checkpoint directory in the making: beside its destination, complete or not there at all.
 
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +8,12 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::header;
-use super::index::INDEX;
-use super::reader::open_file;
-use super::support_files::{CONFIG, support_files, unquantised_config};
+use super::index::{self, INDEX};
+use super::support_files::{put_files_of, put_support_files};
 use super::{HfCheckpoint, HfLayout};
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::staging::{PartPlace, StagedFiles, write_file};
-use crate::checkpoint::{CheckpointError, FileSink, Links, Staging, TensorInfo, TensorSink};
+use crate::checkpoint::{CheckpointError, FileSink, Staging, TensorInfo, TensorSink};
 
 /// Writes a Hugging Face directory.
 ///
@@ -51,13 +49,7 @@ impl HfWriter {
         staging: impl Into<Staging>,
     ) -> Result<Self, CheckpointError> {
         let writer = Self::create(&HfLayout::like(reference), target, staging)?;
-        writer.copy_support_files(reference.dir())?;
-        let config = reference.dir().join(CONFIG);
-        if reference.quantised().next().is_some() {
-            writer.write_file(CONFIG, &unquantised_config(&config)?)?;
-        } else if config.is_file() {
-            writer.copy_file(&config)?;
-        }
+        put_files_of(reference, writer.staged.path())?;
         Ok(writer)
     }
 
@@ -117,14 +109,7 @@ impl HfWriter {
     /// [`CheckpointError::Files`] for a link that leads out of `dir`: whoever made the directory would choose a file of the
     /// reader's to be passed on. [`CheckpointError::Io`].
     pub fn copy_support_files(&self, dir: &Path) -> Result<(), CheckpointError> {
-        for name in support_files(dir).filter(|name| *name != CONFIG) {
-            let mut bytes = Vec::new();
-            open_file(dir, name, Links::default())?
-                .read_to_end(&mut bytes)
-                .map_err(io("read", &dir.join(name)))?;
-            self.write_file(name, &bytes)?;
-        }
-        Ok(())
+        put_support_files(dir, self.staged.path())
     }
 
     /// Copies a small file into the directory, under its own name.
@@ -192,15 +177,11 @@ impl HfWriter {
         let Some(metadata) = &self.index_metadata else {
             return Ok(());
         };
-        let mut names: Vec<(&String, &Place)> = self.tensors.iter().collect();
-        names.sort_by_key(|(name, _)| *name);
-        let weight_map: Map<String, Value> = names
-            .into_iter()
-            .map(|(name, tensor)| (name.clone(), self.staged.name(tensor.place.file).into()))
-            .collect();
-        let index = serde_json::json!({"metadata": metadata, "weight_map": weight_map});
-        let mut text = serde_json::to_string_pretty(&index).expect("maps of texts are always JSON");
-        text.push('\n');
+        let places = self.tensors.iter();
+        let text = index::text(
+            metadata,
+            places.map(|(name, tensor)| (name.as_str(), self.staged.name(tensor.place.file))),
+        );
         self.write_file(INDEX, text.as_bytes())
     }
 }

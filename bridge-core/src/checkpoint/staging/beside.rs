@@ -176,7 +176,7 @@ pub(in crate::checkpoint) fn parent_of(target: &Path) -> &Path {
 }
 
 /// Whether something other than an empty directory is there.
-fn is_taken(target: &Path) -> bool {
+pub(super) fn is_taken(target: &Path) -> bool {
     match fs_err::read_dir(target) {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => target.symlink_metadata().is_ok(),

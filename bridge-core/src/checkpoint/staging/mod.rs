@@ -1,19 +1,23 @@
 //! A directory in the making: hidden beside its destination, complete or not there at all.
 //!
 //! `Beside` is the directory and its lock, [`StagedFiles`] its data files. A file is finished by itself: synced, read
-//! back when asked for, and recorded in a journal, so that a later run of the same job goes on behind it.
+//! back when asked for, and recorded in a journal, so that a later run of the same job goes on behind it. `Shared` is a
+//! directory that several processes fill.
 //! This room knows no formats: a file is a name, a length and parts that are filled from any side.
 
 mod beside;
 mod disk;
 mod files;
 mod journal;
+mod shared;
 mod written;
 
 pub(super) use beside::parent_of;
 pub use beside::partial_path;
 pub(super) use disk::{sync_dir, sync_file, write_file};
 pub(super) use files::{PartPlace, StagedFiles};
+pub(super) use shared::Shared;
+pub use shared::{Published, discard_exports, is_id};
 pub(super) use written::Written;
 
 /// What happens to a destination that is there already.
