@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | bench | kernels-check | test-peers      (see README.md)
+# make setup | demo | test | lint | bench | ffi | kernels-check | test-peers      (see README.md)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench kernels-check fuzz test-peers clean-demo
+.PHONY: help setup demo test lint bench ffi kernels-check fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
@@ -34,6 +34,7 @@ help:
 	@echo 'make test        every test'
 	@echo 'make lint        format, clippy and docs, warnings as errors'
 	@echo 'make bench       the criterion suites'
+	@echo 'make ffi         libmegatron_bridge, shared and static, into target/ffi, for C++ and C'
 	@echo 'make kernels-check  every CUDA kernel compiled for every architecture, spills and machine code checked (no GPU needed)'
 	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
 	@echo 'make test-peers  the same checkpoints through transformers, torch and Megatron-Core (installs them into $(PEERS))'
@@ -78,6 +79,10 @@ lint: tools $(LIBTORCH_READY)
 
 bench: tools $(LIBTORCH_READY)
 	cargo bench -p benches
+
+# The library for C++ and C; it needs no libtorch.
+ffi: tools
+	bridge-ffi/link.sh target/ffi
 
 kernels-check: $(NVCC_READY)
 	CUDA_HOME="$${CUDA_HOME:-$$(realpath $(VENV)/nvcc)}" bridge-torch/kernels/check target/kernels

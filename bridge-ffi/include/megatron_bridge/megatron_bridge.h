@@ -531,8 +531,8 @@ typedef struct bridge_export_options {
   /** `sizeof(bridge_export_options)`. */
   size_t struct_size;
   /** Names this export among all exports to the same target: equal on all its ranks, and another
-   * one for the next try. Something that the ranks broadcast, for example the iteration and a
-   * random number. NULL is allowed where one rank is enough. */
+   * one for the next try; letters, digits, `-` and `_`. Something that the ranks broadcast, for
+   * example the iteration and a random number. NULL is allowed where one rank is enough. */
   const char* export_id;
   /** Not 0: a directory at the target is replaced, in one step. */
   int32_t overwrite;

@@ -473,8 +473,8 @@ enum class Missing : std::int32_t {
 /// How a directory is made. All ranks of an export give the same options.
 struct ExportOptions {
   /// Names this export among all exports to the same target: equal on all its ranks, and another
-  /// one for the next try. Something that the ranks broadcast, for example the iteration and a
-  /// random number. May be empty where one rank is enough.
+  /// one for the next try; letters, digits, `-` and `_`. Something that the ranks broadcast, for
+  /// example the iteration and a random number. May be empty where one rank is enough.
   std::string export_id = {};
   /// A directory at the target is replaced, in one step.
   bool overwrite = false;
