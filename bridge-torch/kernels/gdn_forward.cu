@@ -9,7 +9,7 @@
 // scan_kernel: a block of 4 warps a sequence, value head and 32 columns of S, which never mix. S stays in registers in
 // float32 (32 keys x 32 columns a warp) and goes to shared memory in bf16 as an operand. A warp has 16 tokens of everything
 // else; Gamma is applied to operands in registers; products above the diagonal are left out. Chunk i + 1 is copied while
-// chunk i is worked on: 2 x (K 17, Q 17, inverse 9, V 5, scalars 1) + S 10 + R 5 + Delta 10 = 123 KB.
+// chunk i is worked on: 2 x (K 17, Q 17, inverse 9, V 5) + S 10 + R 5 + Delta 5 KB = 116 KB.
 //
 // bf16 operands, float32 sums; heads of 128; sm_80 and newer (mma.sync, cp.async, ldmatrix). Defined by: transformers,
 // torch_recurrent_gated_delta_rule and torch_chunk_gated_delta_rule (qwen3_5).
@@ -27,8 +27,6 @@ namespace {
 
 using namespace gdn;
 
-constexpr int kColumns = 32, kPitchV = kColumns + 8;
-constexpr float kQueryScale = 0.08838834764831845f;  // 1 / sqrt(128)
 
 struct Stage {
   Bf16 keys[kC * kPitchD];
@@ -68,13 +66,6 @@ __device__ __forceinline__ void fetch(const GdnForward& p, Stage& stage, const C
     copy_async_word(stage.decay + i, p.decay + row * p.value_heads + head, true);
   }
   copy_commit();
-}
-
-// e^(high - low) for two running sums, high of the later token.
-__device__ __forceinline__ float between(float high, float low) { return __expf(high - low); }
-
-__device__ __forceinline__ void put_pair(Bf16* to, float low, float high) {
-  *reinterpret_cast<unsigned*>(to) = pack_bf16(low, high);
 }
 
 __global__ void __launch_bounds__(kBlock) scan_kernel(GdnForward p) {
@@ -206,6 +197,11 @@ __global__ void __launch_bounds__(kBlock) scan_kernel(GdnForward p) {
         const float low = delta[n][2 * half], high = delta[n][2 * half + 1];
         put_pair(s.delta + row * kPitchV + n * 8 + pair, low, high);
         put_pair(s.scaled + row * kPitchV + n * 8 + pair, scale * low, scale * high);
+        if (p.delta != nullptr && row < chunk.tokens) {
+          put_pair(static_cast<Bf16*>(p.delta) + (static_cast<int64_t>(chunk.first) + row) * out_stride +
+                       static_cast<int64_t>(head) * kD + first_column + n * 8 + pair,
+                   low, high);
+        }
       }
     }
     __syncthreads();  // Delta of all tokens

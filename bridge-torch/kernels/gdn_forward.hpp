@@ -29,6 +29,7 @@ struct GdnForward {
   float* decay;         // [tokens, value_heads]: sum of g from the chunk's start
   float* beta;          // [tokens, value_heads]
   void* inverse;        // [tokens, value_heads, 64] bf16: the rows of (I + tril(diag(beta) K K^T, -1))^-1 of the token's chunk
+  void* delta;          // [tokens, value_heads, 128] bf16 or null: Delta, for the backward
   const Chunk* chunks;  // of chunk_map with size kGdnChunk
   const int* first_chunk;
   int64_t tokens, sequences;

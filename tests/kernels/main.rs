@@ -136,3 +136,8 @@ fn adamw_kernels_equal_float64_and_round_without_bias() {
 fn gdn_forward_kernels_equal_the_float64_recurrence() {
     holds("gdn_forward");
 }
+
+#[test]
+fn gdn_backward_kernels_equal_the_float64_gradients() {
+    holds("gdn_backward");
+}

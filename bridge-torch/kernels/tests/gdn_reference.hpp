@@ -70,4 +70,119 @@ inline GdnResult gdn_reference(const GdnCase& c) {
   return result;
 }
 
+struct GdnGradients {
+  Values q, k, v, g, beta, state;
+  Values beta_terms;  // the sum of magnitudes of the dot product that a gradient of beta is
+};
+
+// The gradients of sum(out d_out) + sum(state d_state); d_state may be empty.
+inline GdnGradients gdn_gradients(const GdnCase& c, const Values& d_out, const Values& d_state) {
+  const auto hk = static_cast<size_t>(c.key_heads), hv = static_cast<size_t>(c.value_heads), dk = static_cast<size_t>(c.key_dim),
+             dv = static_cast<size_t>(c.value_dim);
+  GdnGradients grads{Values(c.q.size()), Values(c.k.size()), Values(c.v.size()), Values(c.g.size()), Values(c.beta.size()),
+                     Values(c.lengths.size() * hv * dk * dv), Values(c.beta.size())};
+  const double scale = 1.0 / std::sqrt(static_cast<double>(dk));
+  const auto unit = [&](const double* x, Values& out) {
+    double squares = 1e-6;
+    for (size_t i = 0; i < dk; ++i) {
+      squares += x[i] * x[i];
+    }
+    const double rho = 1.0 / std::sqrt(squares);
+    for (size_t i = 0; i < dk; ++i) {
+      out[i] = x[i] * rho;
+    }
+    return rho;
+  };
+  // d_x += rho (d - x (x d)) for a normalised x.
+  const auto through_norm = [&](double* d_x, const Values& x, double rho, const Values& d) {
+    double along = 0.0;
+    for (size_t i = 0; i < dk; ++i) {
+      along += x[i] * d[i];
+    }
+    for (size_t i = 0; i < dk; ++i) {
+      d_x[i] += rho * (d[i] - x[i] * along);
+    }
+  };
+  Values q(dk), k(dk), d_q(dk), d_k(dk), delta(dv), d_delta(dv), d_write(dv);
+  for (size_t head = 0; head < hv; ++head) {
+    const size_t key_head = head / (hv / hk);
+    size_t first = 0;
+    for (size_t s = 0; s < c.lengths.size(); ++s) {
+      const auto length = static_cast<size_t>(c.lengths[s]);
+      const size_t at = (s * hv + head) * dk * dv;
+      std::vector<Values> states(length + 1, Values(dk * dv));  // decayed, before the write of the token
+      Values state(dk * dv), d(dk * dv);
+      if (!c.state.empty()) {
+        std::copy_n(c.state.data() + at, dk * dv, state.data());
+      }
+      const auto write = [&](size_t token, const Values& decayed, Values& out) {
+        unit(c.k.data() + (token * hk + key_head) * dk, k);
+        for (size_t j = 0; j < dv; ++j) {
+          delta[j] = c.v[(token * hv + head) * dv + j];
+          for (size_t i = 0; i < dk; ++i) {
+            delta[j] -= k[i] * decayed[i * dv + j];
+          }
+        }
+        for (size_t i = 0; i < dk; ++i) {
+          for (size_t j = 0; j < dv; ++j) {
+            out[i * dv + j] = decayed[i * dv + j] + k[i] * c.beta[token * hv + head] * delta[j];
+          }
+        }
+      };
+      for (size_t t = 0; t < length; ++t) {
+        const double decay = std::exp(c.g[(first + t) * hv + head]);
+        for (size_t i = 0; i < dk * dv; ++i) {
+          states[t][i] = decay * state[i];
+        }
+        write(first + t, states[t], state);
+      }
+      if (!d_state.empty()) {
+        std::copy_n(d_state.data() + at, dk * dv, d.data());
+      }
+      for (size_t t = length; t-- > 0;) {
+        const size_t token = first + t;
+        const double beta = c.beta[token * hv + head];
+        const double* d_o = d_out.data() + (token * hv + head) * dv;
+        write(token, states[t], state);
+        const double rho_q = unit(c.q.data() + (token * hk + key_head) * dk, q);
+        const double rho_k = unit(c.k.data() + (token * hk + key_head) * dk, k);
+        double d_beta = 0.0, d_g = 0.0;
+        std::fill(d_q.begin(), d_q.end(), 0.0);
+        std::fill(d_k.begin(), d_k.end(), 0.0);
+        std::fill(d_delta.begin(), d_delta.end(), 0.0);
+        std::fill(d_write.begin(), d_write.end(), 0.0);
+        for (size_t i = 0; i < dk; ++i) {
+          for (size_t j = 0; j < dv; ++j) {
+            d_q[i] += scale * state[i * dv + j] * d_o[j];
+            d[i * dv + j] += scale * q[i] * d_o[j];
+            d_delta[j] += beta * k[i] * d[i * dv + j];
+            d_write[j] += k[i] * d[i * dv + j];
+            d_k[i] += beta * d[i * dv + j] * delta[j];
+          }
+        }
+        for (size_t j = 0; j < dv; ++j) {
+          d_beta += d_write[j] * delta[j];
+          grads.beta_terms[token * hv + head] += std::abs(d_write[j] * delta[j]);
+        }
+        for (size_t i = 0; i < dk; ++i) {
+          for (size_t j = 0; j < dv; ++j) {
+            d_k[i] -= states[t][i * dv + j] * d_delta[j];
+            d[i * dv + j] -= k[i] * d_delta[j];
+            d_g += d[i * dv + j] * states[t][i * dv + j];
+            d[i * dv + j] *= std::exp(c.g[token * hv + head]);
+          }
+        }
+        std::copy_n(d_delta.data(), dv, grads.v.data() + (token * hv + head) * dv);
+        grads.g[token * hv + head] = d_g;
+        grads.beta[token * hv + head] = d_beta;
+        through_norm(grads.q.data() + (token * hk + key_head) * dk, q, rho_q, d_q);
+        through_norm(grads.k.data() + (token * hk + key_head) * dk, k, rho_k, d_k);
+      }
+      std::copy_n(d.data(), dk * dv, grads.state.data() + at);
+      first += length;
+    }
+  }
+  return grads;
+}
+
 }  // namespace check
