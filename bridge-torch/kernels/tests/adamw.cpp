@@ -300,6 +300,31 @@ void eight_bits() {
   require(std::abs(moved / expected_moved - 1.0) < 2e-2, "the parameters move as far");
 }
 
+// A constant gradient: the averages come as near to it as the exact ones. Rounding to nearest would leave exp_avg_sq where its
+// changes fall below half a code, at six tenths of the way.
+void eight_bits_move_on() {
+  context() = "adamw 8-bit moments under a constant gradient";
+  const size_t n = 4096;
+  Values g(n, 0.01);
+  for (size_t i = 0; i < n; i += 256) {
+    g[i] = 0.13;  // the largest of a block is its scale and always exact
+  }
+  Device<float, float> device({Values(n, 1.0)}, {false, true, false, 0.0, 1e-4, 0.0, 3});
+  Exact exact{Values(n, 1.0), Values(n), Values(n)};
+  for (int step = 1; step <= 60; ++step) {
+    device.step({g});
+    exact_step(exact, g, 1.0, step, 1e-4, 0.9, 0.95, 1e-8, 0.0);
+  }
+  const Values average = device.average(0), square = device.square(0);
+  double mean = 0.0, mean_square = 0.0;
+  for (size_t i = 0; i < n; ++i) {
+    mean += i % 256 == 0 ? 0.0 : average[i] / exact.m[i] / (static_cast<double>(n) * 255 / 256);
+    mean_square += i % 256 == 0 ? 0.0 : square[i] / exact.v[i] / (static_cast<double>(n) * 255 / 256);
+  }
+  require(std::abs(mean - 1.0) < 0.01, "exp_avg arrives");
+  require(std::abs(mean_square - 1.0) < 0.01, "exp_avg_sq arrives");
+}
+
 // The known answers of Random123.
 void generator() {
   context() = "philox";
@@ -321,5 +346,6 @@ int main() {
   not_finite();
   stochastic_parameters();
   eight_bits();
+  eight_bits_move_on();
   return finish("adamw");
 }
