@@ -197,7 +197,6 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
   for (int r = 0; r < ratio; ++r) {
     const int head = key_head * ratio + r;
     const int64_t wide = (token * heads + head) * kD;
-    __syncthreads();  // the head before is done with
     tile(s.d_out, p.d_out, wide, heads * kD);
     tile(s.delta, p.delta, wide, heads * kD);
     tile(s.y, work.y, wide, heads * kD);

@@ -240,7 +240,7 @@ int main(int, char** arguments) {
   }
   const Pack ragged{"70+0+65", {70, 0, 65}, 3, false};
   for (int ratio : {1, 2, 3, 4}) {
-    random_case(seed++, ragged, ratio <= 2 ? 2 : 1, ratio, Decay::kSlow, "random", ratio % 2 == 0, false);
+    random_case(seed++, ragged, ratio <= 2 ? 2 : 1, ratio, Decay::kSlow, "random", ratio % 2 == 0, ratio == 2);
   }
   for (const Decay decay : {Decay::kNone, Decay::kStrong, Decay::kMixed, Decay::kFirst}) {
     random_case(seed++, {"130", {130}, 0, false}, 1, 1, decay, "random", true, false);
