@@ -121,6 +121,25 @@ fn every_entry_of_the_models_own_sharded_state_dict_is_planned() {
     }
 }
 
+/// A classifier is a plain linear layer: an object for a module of Transformer Engine would stop a strict load.
+#[test]
+fn a_classifier_has_no_extra_state() {
+    let bridge = bridge("dense_token_classification");
+    let options = PlanOptions::default();
+    assert!(shapes(&written(&bridge, &options)).contains_key("language_model.output_layer.bias"));
+    let states = bridge.extra_states(&options).unwrap();
+    assert!(
+        states
+            .iter()
+            .any(|key| key.contains("final_layernorm._extra_state"))
+    );
+    let of_classifier: Vec<&String> = states
+        .iter()
+        .filter(|key| key.contains("output_layer"))
+        .collect();
+    assert_eq!(of_classifier, Vec::<&String>::new());
+}
+
 /// `params_dtype` is bfloat16 for every parameter there, A_log and out_norm too.
 #[test]
 fn stored_tensors_have_the_bytes_that_megatron_core_saved() {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bridge_core::AutoBridge;
 use bridge_core::checkpoint::shard::{ShardFile, ShardWriter};
 use bridge_core::checkpoint::torch_dist::{TorchDistCheckpoint, TorchDistLayout, TorchDistWriter};
 use bridge_core::checkpoint::{Overwrite, Staging, TensorInfo, TensorSink};
@@ -10,7 +9,7 @@ use bridge_core::config::HfConfig;
 use bridge_core::layout::{LayoutSpec, ParallelSizes, PipelineOptions};
 use bridge_core::plan::{KeyStyle, ModelPlan, PlanOptions, Stage};
 use bridge_core::shards::ShardSet;
-use bridge_core::{ExportOptions, ImportOptions};
+use bridge_core::{AutoBridge, Dtype, ExportOptions, ImportOptions};
 use serde_json::{Value, json};
 use tests::golden;
 use tests::tensors::{Tensors, bytes};
@@ -126,6 +125,27 @@ fn a_norm_under_both_names_is_refused_and_not_chosen_from() {
             "holds 1 tensors that the reference does not know",
             &separate(fused),
         ],
+    );
+}
+
+/// Layers of both types have a norm of this name: stacked, it would be a tensor of two rows of the table.
+#[test]
+fn a_norm_that_stands_apart_and_is_stacked_over_both_types_of_layers_is_refused_by_its_key() {
+    let scratch = tempfile::tempdir().unwrap();
+    let bridge = bridge("dense_vl");
+    let stacked = "language_model.decoder.layers.input_layernorm.weight";
+    directory(&bridge, scratch.path(), |tensors| {
+        tensors.retain(|(key, ..)| !separate(key).ends_with(".input_layernorm.weight"));
+        let (dtype, shape) = (Dtype::F32, vec![4, 64]);
+        tensors.push((
+            stacked.to_owned(),
+            TensorInfo { dtype, shape },
+            vec![0; 1024],
+        ));
+    });
+    assert_says(
+        &export(&bridge, scratch.path()).unwrap_err(),
+        &["holds 1 tensors that the reference does not know", stacked],
     );
 }
 

@@ -63,6 +63,33 @@ fn a_head_that_was_left_out_is_missed_copied_or_left_out_with_its_config() {
     }
 }
 
+/// A tensor that is left out must not be missed first by whoever loads the result.
+#[test]
+fn a_result_that_lacks_what_its_config_describes_is_said_to_load_nowhere() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    let reference = model("dense_vl");
+    assert_eq!(import(&reference, &path("whole"), "").0, 0);
+    for (gone, is_said) in [
+        ("decoder.final_layernorm", true),
+        ("mtp.layers.0.eh_proj", true),
+        // A whole head may be left out: its config no longer claims it.
+        ("mtp.", false),
+    ] {
+        filtered(
+            &path("whole"),
+            &path("part"),
+            |key| !key.contains(gone),
+            &[],
+        );
+        let flags = "--missing skip --overwrite";
+        let (code, stderr) = export(&reference, &path("part"), &path("out"), flags);
+        assert_eq!(code, 0, "{stderr}");
+        let words = "lacks tensors that its config.json describes, and loads nowhere without them";
+        assert_eq!(stderr.contains(words), is_said, "{gone}: {stderr}");
+    }
+}
+
 #[test]
 fn a_directory_of_another_model_is_refused_by_what_differs() {
     let scratch = tempfile::tempdir().unwrap();
