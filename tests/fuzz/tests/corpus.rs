@@ -41,26 +41,3 @@ fn no_file_of_the_corpora_panics_hangs_or_takes_memory_beyond_the_bound() {
         }
     }
 }
-
-/// The inputs that hold the most values a byte, a megabyte each.
-#[test]
-fn the_densest_inputs_stay_within_the_stated_multiple() {
-    let many = 1 << 20;
-    let list = |item: &str| format!("{{\"a\":[{}0]}}", item.repeat(many / item.len())).into_bytes();
-    let header = |item: &str| {
-        let text = list(item);
-        [&(text.len() as u64).to_le_bytes()[..], &text].concat()
-    };
-    let tuples = [b"N".to_vec(), b"\x85".repeat(many), b".".to_vec()].concat();
-    for item in ["0,", "[],", "{},"] {
-        for name in ["index_json", "config_json"] {
-            fuzz::check(name, &list(item));
-        }
-        fuzz::check("safetensors_header", &header(item));
-    }
-    for program in [b"N".repeat(many), b"]".repeat(many), tuples] {
-        fuzz::check("torch_dist_metadata", &program);
-    }
-    fuzz::check("pipeline_layout", &b"t*9".repeat(many / 30));
-    fuzz::check("pipeline_layout", b"|*262143");
-}
