@@ -14,7 +14,8 @@ pub use error::{CheckpointError, FileProblem, OtherDescription};
 pub use links::Links;
 pub use memory::MemoryTensors;
 pub use staging::{
-    Overwrite, Published, ReadBack, Resume, Staging, discard_exports, is_id, partial_path,
+    Overwrite, Published, ReadBack, Resume, Staging, check_space, discard_exports, is_id,
+    partial_path,
 };
 
 use crate::Dtype;

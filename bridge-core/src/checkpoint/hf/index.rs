@@ -1,7 +1,7 @@
 //! `model.safetensors.index.json`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::path::{Component, Path};
@@ -17,9 +17,9 @@ use crate::checkpoint::{CheckpointError, FileProblem, Links};
 use crate::json::{self, Strict};
 
 /// The index's file name.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 /// A checkpoint's file name when there is only one.
-pub(super) const SINGLE: &str = "model.safetensors";
+pub const SINGLE: &str = "model.safetensors";
 
 /// A checked index.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -55,6 +55,18 @@ pub(super) fn read(dir: &Path, links: Links) -> Result<Index, CheckpointError> {
         .read_to_end(&mut text)
         .map_err(io("read", &path))?;
     parse(text).map_err(|problems| CheckpointError::Files { path, problems })
+}
+
+/// The weight files that a directory's index names, sorted, whether they are there or not; without an index the one file.
+///
+/// # Errors
+/// [`CheckpointError`] when the index cannot be read, or names a file outside the directory.
+pub fn weight_files(dir: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    if !dir.join(INDEX).exists() {
+        return Ok(BTreeSet::from([SINGLE.to_owned()]));
+    }
+    let index = read(dir, Links::default())?;
+    Ok(index.shards.into_keys().collect())
 }
 
 fn parse(text: Vec<u8>) -> Result<Index, Vec<FileProblem>> {

@@ -13,9 +13,9 @@ mod support_files;
 mod writer;
 
 pub use fp8::{AsWritten, UNQUANTISED};
+pub use index::{INDEX, SINGLE, weight_files};
 pub use layout::{HfLayout, LayoutFile};
 pub use reader::HfCheckpoint;
 pub use shared_writer::SharedHfWriter;
-pub(crate) use support_files::CONFIG;
-pub use support_files::SUPPORT_FILES;
+pub use support_files::{CONFIG, SUPPORT_FILES};
 pub use writer::HfWriter;

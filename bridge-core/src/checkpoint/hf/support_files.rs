@@ -13,7 +13,7 @@ use crate::checkpoint::{CheckpointError, FileProblem, Links};
 use crate::{config, json};
 
 /// The file that says what the weights are.
-pub(crate) const CONFIG: &str = "config.json";
+pub const CONFIG: &str = "config.json";
 
 /// Files that a saved checkpoint takes over from its source when they are there; weights and index are written new.
 pub const SUPPORT_FILES: [&str; 14] = [

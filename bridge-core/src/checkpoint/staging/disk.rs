@@ -32,6 +32,24 @@ pub(in crate::checkpoint) fn write_file(path: &Path, bytes: &[u8]) -> Result<(),
     sync_file(&file, path)
 }
 
+/// Checks that the file system of `place`, where the files of `target` are made, has room for `needed` bytes.
+///
+/// # Errors
+/// [`CheckpointError::NoSpace`] with both numbers.
+pub fn check_space(place: &Path, target: &Path, needed: u64) -> Result<(), CheckpointError> {
+    let system = rustix::fs::statvfs(place)
+        .map_err(|error| io("ask for the free space of", place)(error.into()))?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    if needed > free {
+        return Err(CheckpointError::NoSpace {
+            dir: target.to_owned(),
+            needed,
+            free,
+        });
+    }
+    Ok(())
+}
+
 /// Moves a file or directory to a name that is free.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     fs_err::rename(from, to).map_err(io("create", to))?;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::beside::Beside;
-use super::disk::sync_file;
+use super::disk::{self, sync_file};
 use super::journal::{Finished, Journal};
 use super::written::Written;
 use super::{ReadBack, Resume, Staging};
@@ -140,18 +140,7 @@ impl StagedFiles {
             .flat_map(|(_, file)| &file.parts)
             .map(|part| part.num_bytes)
             .sum();
-        let dir = self.beside.path();
-        let system = rustix::fs::statvfs(dir)
-            .map_err(|error| io("ask for the free space of", dir)(error.into()))?;
-        let free = system.f_bavail.saturating_mul(system.f_frsize);
-        if needed > free {
-            return Err(CheckpointError::NoSpace {
-                dir: self.target().to_owned(),
-                needed,
-                free,
-            });
-        }
-        Ok(())
+        disk::check_space(self.beside.path(), self.target(), needed)
     }
 
     fn check_earlier(&self) -> Result<(), CheckpointError> {

@@ -14,6 +14,7 @@ mod written;
 
 pub(super) use beside::parent_of;
 pub use beside::partial_path;
+pub use disk::check_space;
 pub(super) use disk::{sync_dir, sync_file, write_file};
 pub(super) use files::{PartPlace, StagedFiles};
 pub(super) use shared::Shared;
