@@ -74,6 +74,7 @@ lint: tools $(LIBTORCH_READY)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo clippy --release -p trainer -p tests -p benches --no-default-features --all-targets -- -D warnings
+	cargo clippy --release -p trainer -p tests --no-default-features --features hub --all-targets -- -D warnings
 	cargo clippy --release -p fuzz --features libfuzzer --bins -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
 

@@ -4,6 +4,7 @@ mod commands;
 pub mod data;
 #[cfg(feature = "torch")]
 mod device;
+mod hub;
 mod report;
 #[cfg(feature = "torch")]
 pub mod train;

@@ -9,7 +9,7 @@ use bridge_core::checkpoint::{TensorInfo, TensorSource};
 use bridge_core::config::HfConfig;
 use bridge_core::models::Prefixes;
 
-use super::hub;
+use crate::hub::{self, Lookup, Wanted};
 
 /// What a path holds.
 pub(crate) enum Checkpoint {
@@ -22,9 +22,9 @@ pub(crate) enum Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a path: a file is a shard, a directory what its files say; or the Hub id of a model in the cache.
+    /// Opens a path: a file is a shard, a directory what its files say; or a Hub id.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let path = &*hub::local(path)?;
+        let path = &*hub::local(path, Wanted::Model, &Lookup::default())?;
         if path.is_file() {
             return Ok(Self::Shard(ShardFile::open(path)?));
         }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::data::{DataError, Dataset, EncodeOptions, Processor, Sample, TooLong};
+use crate::hub::{self, Lookup, Wanted};
 use crate::report;
 
 /// Show each row of a data set as the model will see it.
@@ -21,8 +22,8 @@ use crate::report;
 /// Example: trainer data --model Qwen3.5-0.8B --data train.jsonl --limit 3
 #[derive(Debug, clap::Args)]
 pub(crate) struct DataArgs {
-    /// Checkpoint directory or cached Hub model: tokenizer, chat template, image and video settings.
-    #[arg(long, value_name = "DIR")]
+    /// Directory or Hub id of a model: tokenizer, chat template, image and video settings; no weights are downloaded.
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Rows: JSON lines or a JSON array, with `messages` or `conversations`.
     #[arg(long, value_name = "FILE")]
@@ -51,7 +52,7 @@ pub(crate) struct DataArgs {
 const ROWS_AT_ONCE: usize = 32;
 
 pub(crate) fn run(args: &DataArgs) -> anyhow::Result<ExitCode> {
-    let model = super::hub::local(&args.model)?;
+    let model = hub::local(&args.model, Wanted::Processor, &Lookup::default())?;
     let processor = Processor::from_dir(&model)
         .with_context(|| format!("read the processor of {}", args.model.display()))?;
     let dataset = Dataset::open(&args.data).context("open the data set")?;

@@ -13,6 +13,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
 use crate::data::{Dataset, Processor};
+use crate::hub::{self, Lookup, Wanted};
 use crate::report;
 use crate::train::config::{Override, resolve};
 use crate::train::{RunOptions, ask_batch};
@@ -33,8 +34,8 @@ const ANSWER_TOKENS: usize = 6;
 /// The last line of stdout is one JSON object: final_loss, asked, correct, correct_before, plot, checkpoint.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Hugging Face directory to start from.
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face directory or Hub id to start from.
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Questions with pictures and one-word answers, JSONL.
     #[arg(long, value_name = "FILE")]
@@ -52,12 +53,13 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let questions = questions(&args.data)?;
-    let before = answers(&args.model, &args.data, &questions)?;
+    let model = hub::local(&args.model, Wanted::Model, &Lookup::default())?;
+    let before = answers(&model, &args.data, &questions)?;
 
     // Measured: 300 steps at this rate answer all 64 training questions; a loss of 0.25 after 160 steps still answers a third wrong.
     let text = |path: &Path| Value::from(path.to_string_lossy());
     let settings = [
-        ("model", text(&args.model)),
+        ("model", text(&model)),
         ("data", text(&args.data)),
         ("output", text(&args.output)),
         ("max_steps", json!(args.max_steps)),

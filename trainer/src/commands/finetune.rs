@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::ArgAction;
 use serde_json::{Value, json};
 
+use crate::hub::{self, Lookup, Wanted};
 use crate::report;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::config::{Origin, Override, Resolved, resolve, setting};
@@ -22,8 +23,8 @@ use crate::train::{Outcome, RunOptions};
 /// events in OUTPUT/run. Ctrl-C (or SIGTERM) finishes the step and saves; SIGUSR1 saves and goes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FinetuneArgs {
-    /// Hugging Face directory to start from.
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face directory or Hub id to start from.
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Training data, JSONL or JSON.
     #[arg(long, value_name = "FILE")]
@@ -99,6 +100,9 @@ pub(crate) fn run(args: &FinetuneArgs) -> anyhow::Result<ExitCode> {
         report::out().write_all(resolved.to_toml().as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
+    // What the run records is the snapshot's path, which says the commit and never changes.
+    let model = hub::local(&resolved.config.model, Wanted::Model, &Lookup::default())?;
+    resolved.config.model = model.into_owned();
     make_absolute(&mut resolved)?;
     let options = RunOptions {
         resume,

@@ -13,6 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::device;
+use crate::hub::{self, Lookup, Wanted};
 use crate::report;
 
 /// Run the model on a batch and write every output to a safetensors file.
@@ -26,8 +27,8 @@ use crate::report;
 /// Example: trainer forward --model Qwen3.5-0.8B --inputs batch.safetensors --output out.safetensors --dtype float64
 #[derive(Debug, clap::Args)]
 pub(crate) struct ForwardArgs {
-    /// Hugging Face model directory.
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face model directory, or a Hub id.
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// The batch, a safetensors file.
     #[arg(long, value_name = "FILE")]
@@ -71,7 +72,8 @@ impl RunDtype {
 pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
     let batch = read_batch(&args.inputs)
         .with_context(|| format!("read the batch {}", args.inputs.display()))?;
-    let bridge = AutoBridge::from_hf_pretrained(&args.model)
+    let dir = hub::local(&args.model, Wanted::Model, &Lookup::default())?;
+    let bridge = AutoBridge::from_hf_pretrained(&dir)
         .with_context(|| format!("open the model {}", args.model.display()))?;
     let model = load(&bridge, args.dtype.kind(), &args.device)?;
     let options = ForwardOptions::default();

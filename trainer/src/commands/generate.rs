@@ -15,6 +15,7 @@ use tch::{Kind, Tensor};
 use super::forward::{RunDtype, load};
 use crate::data::{Processor, Sample};
 use crate::device;
+use crate::hub::{self, Lookup, Wanted};
 use crate::report;
 
 /// Answer a prompt, with images if there are any.
@@ -27,8 +28,8 @@ use crate::report;
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "prompt_ids"]))]
 pub(crate) struct GenerateArgs {
-    /// Hugging Face model directory.
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face model directory, or a Hub id.
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// What the user says.
     #[arg(long, value_name = "TEXT")]
@@ -75,9 +76,10 @@ pub(crate) struct GenerateArgs {
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
-    let bridge = AutoBridge::from_hf_pretrained(&args.model)
+    let dir = &*hub::local(&args.model, Wanted::Model, &Lookup::default())?;
+    let bridge = AutoBridge::from_hf_pretrained(dir)
         .with_context(|| format!("open the model {}", args.model.display()))?;
-    let processor = processor(args)?;
+    let processor = processor(args, dir)?;
     let batch = match (&args.prompt_ids, &args.prompt) {
         (Some(ids), _) => Batch::new(Tensor::from_slice(ids).view([1, -1])),
         (None, Some(prompt)) => {
@@ -102,7 +104,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         eos: if args.ignore_eos {
             Vec::new()
         } else {
-            stop_tokens(&args.model, &bridge)?
+            stop_tokens(dir, &bridge)?
         },
         use_cache: true,
     };
@@ -139,11 +141,11 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The tokenizer and its companions; `None` for raw ids in a directory without them.
-fn processor(args: &GenerateArgs) -> anyhow::Result<Option<Processor>> {
-    if args.prompt_ids.is_some() && !args.model.join("tokenizer.json").exists() {
+fn processor(args: &GenerateArgs, dir: &Path) -> anyhow::Result<Option<Processor>> {
+    if args.prompt_ids.is_some() && !dir.join("tokenizer.json").exists() {
         return Ok(None);
     }
-    Processor::from_dir(&args.model)
+    Processor::from_dir(dir)
         .with_context(|| format!("open the tokenizer of {}", args.model.display()))
         .map(Some)
 }

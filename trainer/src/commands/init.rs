@@ -19,6 +19,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::hub::{self, Lookup, Wanted};
+
 /// Elements that one thread makes at a time; also the length of one random stream, so results do not depend on threads.
 const CHUNK: usize = 1 << 20;
 
@@ -30,8 +32,8 @@ const CHUNK: usize = 1 << 20;
 /// Example: trainer init --config config.json --output tiny/ --seed 0 --dtype bfloat16
 #[derive(Debug, clap::Args)]
 pub(crate) struct InitArgs {
-    /// A config.json of any name, or a directory or cached Hub model that holds one.
-    #[arg(long, value_name = "FILE")]
+    /// A config.json of any name, or a directory or Hub id of a model that has one.
+    #[arg(long, value_name = "MODEL")]
     config: PathBuf,
     /// The directory to make.
     #[arg(long, value_name = "DIR")]
@@ -58,7 +60,7 @@ pub(super) fn parse_dtype(word: &str) -> Result<Dtype, String> {
 }
 
 pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
-    let config = super::hub::local(&args.config)?;
+    let config = hub::local(&args.config, Wanted::Config, &Lookup::default())?;
     let file = if config.is_dir() {
         config.join("config.json")
     } else {

@@ -14,7 +14,6 @@ mod finetune;
 mod forward;
 #[cfg(feature = "torch")]
 mod generate;
-mod hub;
 mod init;
 mod inspect;
 mod interrupt;
@@ -32,6 +31,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use self::interrupt::Interrupted;
+use crate::hub::RevisionError;
 use crate::report::{self, ColorChoice, Verbosity};
 
 /// Fine-tune, generate with, inspect and convert Qwen3.5/3.6-VL checkpoints.
@@ -133,7 +133,7 @@ fn is_wrong_use(error: &anyhow::Error) -> bool {
     if error.is::<crate::train::config::ConfigError>() {
         return true;
     }
-    error.is::<LayoutError>()
+    error.is::<LayoutError>() || error.is::<RevisionError>()
 }
 
 /// Help and version go to stdout with code 0, wrong use to stderr with code 2.

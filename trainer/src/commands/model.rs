@@ -5,20 +5,48 @@ use std::path::Path;
 use bridge_core::AutoBridge;
 use bridge_core::config::HfConfig;
 
-use super::hub;
+use crate::hub::{self, Lookup, Wanted};
+
+/// Which revision of a Hub id.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct HubArgs {
+    /// Branch, tag or commit of a Hub id; MODEL@REVISION says the same.
+    #[arg(long, value_name = "REVISION")]
+    hf_revision: Option<String>,
+}
+
+impl HubArgs {
+    /// How the model is looked up.
+    pub(crate) fn lookup(&self, no_progress: bool) -> Lookup<'_> {
+        Lookup {
+            revision: self.hf_revision.as_deref(),
+            no_progress,
+        }
+    }
+}
 
 /// Whether a command reads weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weights {
-    /// They are opened where the directory has them; a config alone will do.
+    /// They are opened where the directory has them; a config alone will do, and of a Hub model nothing else is downloaded.
     IfPresent,
+    /// The same, but a Hub model is downloaded as a whole: the output is made after it.
+    OfReference,
     /// A model without them is an error; the text says what needs them.
     NeededFor(&'static str),
 }
 
-/// Opens MODEL: a model directory, a config file of any name, or the Hub id of a model in the cache.
-pub(crate) fn open(model: &Path, weights: Weights) -> anyhow::Result<AutoBridge> {
-    let model = &*hub::local(model)?;
+/// Opens MODEL: a model directory, a config file of any name, or a Hub id.
+pub(crate) fn open(
+    model: &Path,
+    weights: Weights,
+    lookup: &Lookup<'_>,
+) -> anyhow::Result<AutoBridge> {
+    let wanted = match weights {
+        Weights::IfPresent => Wanted::Config,
+        Weights::OfReference | Weights::NeededFor(_) => Wanted::Model,
+    };
+    let model = &*hub::local(model, wanted, lookup)?;
     let is_file = model.is_file();
     if !is_file && has_weights(model) {
         return Ok(AutoBridge::from_hf_pretrained(model)?);

@@ -1,4 +1,4 @@
-//! What a person sees while bytes are written: a bar on a terminal, a plain line now and then elsewhere.
+//! What a person sees while bytes are moved: a bar on a terminal, a plain line now and then elsewhere.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::terminal::{PLAIN_INTERVAL, Verbosity, bars, note, verbosity};
 
-/// The progress of a conversion. Any thread may add to it.
+/// The progress of a conversion or download. Any thread may add to it.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     shown: bool,
+    /// What happens to the bytes.
+    done_word: &'static str,
     bar: Option<ProgressBar>,
     total: u64,
     done: AtomicU64,
@@ -21,8 +23,8 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// A conversion of `total` bytes. It is not `shown` where the user does not want to see it.
-    pub(crate) fn start(total: u64, shown: bool) -> Self {
+    /// `total` bytes that are to be `done_word`. It is not `shown` where the user does not want to see it.
+    pub(crate) fn start(total: u64, shown: bool, done_word: &'static str) -> Self {
         let shown = shown && verbosity() > Verbosity::Quiet;
         let bar = (shown && std::io::stderr().is_terminal()).then(|| {
             let target = ProgressDrawTarget::stderr_with_hz(8);
@@ -33,6 +35,7 @@ impl Transfer {
         });
         Self {
             shown,
+            done_word,
             bar,
             total,
             done: AtomicU64::new(0),
@@ -40,7 +43,7 @@ impl Transfer {
         }
     }
 
-    /// So many bytes more are written.
+    /// So many bytes more are done.
     pub(crate) fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some(bar) = &self.bar {
@@ -57,9 +60,10 @@ impl Transfer {
         if last.elapsed() >= PLAIN_INTERVAL {
             *last = Instant::now();
             note(format_args!(
-                "{} of {} written",
+                "{} of {} {}",
                 ByteSize(done),
-                ByteSize(self.total)
+                ByteSize(self.total),
+                self.done_word
             ));
         }
     }

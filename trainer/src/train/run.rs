@@ -31,6 +31,7 @@ use super::trainable;
 use super::training_loop::TrainingLoop;
 use crate::data::Processor;
 use crate::device;
+use crate::hub::name_of;
 use crate::report::note;
 
 /// What is not part of the configuration.
@@ -404,9 +405,4 @@ fn save_model(run: &TrainingLoop<'_>, bridge: &AutoBridge) -> anyhow::Result<()>
         .save_hf(bridge, &run.output.staging(), &options)
         .with_context(job)?;
     run.output.publish_model().with_context(job)
-}
-
-fn name_of(path: &std::path::Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    name.to_string_lossy().into_owned()
 }

@@ -14,7 +14,7 @@ use bytesize::ByteSize;
 use super::quantised;
 use super::writing::{WriteArgs, report_rounding, say_done, say_what_is_left};
 use crate::commands::interrupt::Interrupt;
-use crate::commands::model::{self, Weights};
+use crate::commands::model::{self, HubArgs, Weights};
 
 /// Make a Hugging Face model of a Megatron-Core checkpoint directory.
 ///
@@ -25,9 +25,11 @@ use crate::commands::model::{self, Weights};
 /// Example: trainer convert export --hf-model Qwen3.5-9B/ --megatron-path run/ --hf-path Qwen3.5-9B-tuned/
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExportArgs {
-    /// The reference: the model directory that the training began with.
+    /// The reference: the directory or Hub id of the model that the training began with.
     #[arg(long, value_name = "MODEL")]
     hf_model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// The directory of a run (its newest iteration is read) or of an iteration.
     #[arg(long, value_name = "DIR")]
     megatron_path: PathBuf,
@@ -67,7 +69,11 @@ enum Experts {
 
 pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let bridge = model::open(&args.hf_model, Weights::IfPresent)?;
+    let bridge = model::open(
+        &args.hf_model,
+        Weights::OfReference,
+        &args.write.lookup(&args.hub),
+    )?;
     let source = TorchDistCheckpoint::open(&args.megatron_path)?;
     let options = ExportOptions {
         dtype: args.write.torch_dtype,

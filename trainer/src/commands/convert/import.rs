@@ -12,7 +12,7 @@ use bytesize::ByteSize;
 use super::quantised;
 use super::writing::{WriteArgs, report_rounding, say_done, say_what_is_left};
 use crate::commands::interrupt::Interrupt;
-use crate::commands::model::{self, Weights};
+use crate::commands::model::{self, HubArgs, Weights};
 
 /// Make a Megatron-Core checkpoint directory of a Hugging Face model.
 ///
@@ -22,9 +22,11 @@ use crate::commands::model::{self, Weights};
 /// Example: trainer convert import --hf-model Qwen3.5-9B/ --megatron-path megatron/Qwen3.5-9B
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImportArgs {
-    /// The model directory to read.
-    #[arg(long, value_name = "DIR")]
+    /// The model directory to read, or a Hub id.
+    #[arg(long, value_name = "MODEL")]
     hf_model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// The directory to make.
     #[arg(long, value_name = "DIR")]
     megatron_path: PathBuf,
@@ -44,7 +46,11 @@ pub(crate) struct ImportArgs {
 
 pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let bridge = model::open(&args.hf_model, Weights::NeededFor("an import"))?;
+    let bridge = model::open(
+        &args.hf_model,
+        Weights::NeededFor("an import"),
+        &args.write.lookup(&args.hub),
+    )?;
     let options = ImportOptions {
         dtype: args.write.torch_dtype,
         exact_norms: args.exact_norms,

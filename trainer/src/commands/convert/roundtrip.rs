@@ -11,7 +11,7 @@ use bridge_core::convert::{Comparison, ExecuteOptions, Side, VerifyOptions, veri
 use bridge_core::{AutoBridge, Dtype, ExportOptions, ImportOptions};
 
 use crate::commands::interrupt::Interrupt;
-use crate::commands::model::{self, Weights};
+use crate::commands::model::{self, HubArgs, Weights};
 use crate::commands::verify::print_differences;
 use crate::report::Transfer;
 
@@ -23,9 +23,11 @@ use crate::report::Transfer;
 /// Example: trainer convert roundtrip --hf-model Qwen3.5-9B/
 #[derive(Debug, clap::Args)]
 pub(crate) struct RoundtripArgs {
-    /// The model directory to read.
-    #[arg(long, value_name = "DIR")]
+    /// The model directory to read, or a Hub id.
+    #[arg(long, value_name = "MODEL")]
     hf_model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Where the Megatron directory is made, for a moment; by default where the system keeps temporary files.
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
@@ -45,7 +47,11 @@ pub(crate) struct RoundtripArgs {
 
 pub(crate) fn run(args: &RoundtripArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let bridge = model::open(&args.hf_model, Weights::NeededFor("a round trip"))?;
+    let bridge = model::open(
+        &args.hf_model,
+        Weights::NeededFor("a round trip"),
+        &args.hub.lookup(args.no_progress),
+    )?;
     let place = match &args.work_dir {
         Some(dir) => tempfile::Builder::new()
             .prefix(".roundtrip")
@@ -75,7 +81,7 @@ fn import(bridge: &AutoBridge, args: &RoundtripArgs, target: &Path) -> anyhow::R
     })?;
     let interrupt = Interrupt::listen()?;
     let writer = import.create(target, &Staging::default())?;
-    let transfer = Transfer::start(import.plan().num_bytes(), !args.no_progress);
+    let transfer = Transfer::start(import.plan().num_bytes(), !args.no_progress, "written");
     import.write(
         &interrupt.sink(&writer).showing(&transfer),
         &ExecuteOptions::default(),

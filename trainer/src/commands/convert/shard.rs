@@ -14,7 +14,7 @@ use super::quantised;
 use super::writing::{record, report_rounding};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::layout_args::{LayoutArgs, RankArgs};
-use crate::commands::model::{self, Weights};
+use crate::commands::model::{self, HubArgs, Weights};
 
 /// Write one rank's parameters under their local Megatron names.
 ///
@@ -24,9 +24,11 @@ use crate::commands::model::{self, Weights};
 /// Example: trainer convert shard --hf-model Qwen3.5-9B/ --tp 2 --pp 2 --rank 3 --output rank3.safetensors
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShardArgs {
-    /// The model directory to read.
-    #[arg(long, value_name = "DIR")]
+    /// The model directory to read, or a Hub id.
+    #[arg(long, value_name = "MODEL")]
     hf_model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// The file to make.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
@@ -43,7 +45,11 @@ pub(crate) struct ShardArgs {
 }
 
 pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<ExitCode> {
-    let bridge = model::open(&args.hf_model, Weights::NeededFor("a shard"))?;
+    let bridge = model::open(
+        &args.hf_model,
+        Weights::NeededFor("a shard"),
+        &args.hub.lookup(false),
+    )?;
     let source = bridge
         .checkpoint()
         .context("a model opened for its weights has none")?;

@@ -14,7 +14,7 @@ use bytesize::ByteSize;
 use super::quantised;
 use super::writing::record;
 use crate::commands::interrupt::Interrupt;
-use crate::commands::model::{self, Weights};
+use crate::commands::model::{self, HubArgs, Weights};
 
 /// Make a Hugging Face directory of a full set of rank files.
 ///
@@ -27,9 +27,11 @@ pub(crate) struct UnshardArgs {
     /// The rank files, or directories of them.
     #[arg(required = true)]
     shards: Vec<PathBuf>,
-    /// The model directory that the shards were made from, or one like it.
-    #[arg(long, value_name = "DIR")]
+    /// The directory or Hub id of the model that the shards were made from, or of one like it.
+    #[arg(long, value_name = "MODEL")]
     hf_model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// The directory to make.
     #[arg(long, value_name = "DIR")]
     hf_path: PathBuf,
@@ -51,7 +53,11 @@ enum Missing {
 }
 
 pub(crate) fn run(args: &UnshardArgs) -> anyhow::Result<ExitCode> {
-    let bridge = model::open(&args.hf_model, Weights::NeededFor("a reference"))?;
+    let bridge = model::open(
+        &args.hf_model,
+        Weights::NeededFor("a reference"),
+        &args.hub.lookup(false),
+    )?;
     let reference = bridge
         .checkpoint()
         .context("a model opened for its weights has none")?;

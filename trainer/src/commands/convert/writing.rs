@@ -11,6 +11,8 @@ use bytesize::ByteSize;
 
 use crate::commands::checksums;
 use crate::commands::interrupt::Interrupt;
+use crate::commands::model::HubArgs;
+use crate::hub::Lookup;
 use crate::report::Transfer;
 
 /// How the output is written.
@@ -41,6 +43,11 @@ pub(crate) struct WriteArgs {
 }
 
 impl WriteArgs {
+    /// How the model is looked up.
+    pub(crate) fn lookup<'a>(&self, hub: &'a HubArgs) -> Lookup<'a> {
+        hub.lookup(self.no_progress)
+    }
+
     pub(crate) fn staging(&self) -> Staging {
         Staging {
             overwrite: self.overwrite.into(),
@@ -77,7 +84,7 @@ impl WriteArgs {
             );
         }
         let total = left.iter().map(|file| writer.file_bytes(*file)).sum();
-        let transfer = Transfer::start(total, !self.no_progress);
+        let transfer = Transfer::start(total, !self.no_progress, "written");
         write(&interrupt.sink(writer).showing(&transfer))
     }
 }

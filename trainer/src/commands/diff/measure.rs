@@ -11,6 +11,7 @@ use bridge_core::{AutoBridge, Dtype};
 
 use crate::commands::checkpoint::Checkpoint;
 use crate::commands::model::{self, Weights};
+use crate::hub::Lookup;
 
 /// One tensor of both sides.
 pub(super) struct Row {
@@ -74,7 +75,7 @@ pub(super) fn measure(
             let Some(path) = hf_model else {
                 return side_by_side((a.source(), &tensors(a)), (b.source(), &tensors(b)), None);
             };
-            let bridge = model::open(path, Weights::IfPresent)?;
+            let bridge = model::open(path, Weights::IfPresent, &Lookup::default())?;
             let registry = bridge.registry()?;
             as_hf(&bridge, one, |in_a| {
                 as_hf(&bridge, other, |in_b| {
@@ -83,14 +84,22 @@ pub(super) fn measure(
             })
         }
         (Hf(hf), TorchDist(directory)) => {
-            let bridge = model::open(hf.dir(), Weights::NeededFor("a comparison"))?;
+            let bridge = model::open(
+                hf.dir(),
+                Weights::NeededFor("a comparison"),
+                &Lookup::default(),
+            )?;
             let registry = bridge.registry()?;
             as_hf(&bridge, directory, |in_b| {
                 side_by_side((a.source(), &tensors(a)), in_b, Some(&registry))
             })
         }
         (TorchDist(directory), Hf(hf)) => {
-            let bridge = model::open(hf.dir(), Weights::NeededFor("a comparison"))?;
+            let bridge = model::open(
+                hf.dir(),
+                Weights::NeededFor("a comparison"),
+                &Lookup::default(),
+            )?;
             let registry = bridge.registry()?;
             as_hf(&bridge, directory, |in_a| {
                 side_by_side(in_a, (b.source(), &tensors(b)), Some(&registry))

@@ -21,7 +21,7 @@ use crate::report::{self, Labels};
 /// Example: trainer diff Qwen3.5-9B/ tuned/ --plot diff.svg
 #[derive(Debug, clap::Args)]
 pub(crate) struct DiffArgs {
-    /// The checkpoint to measure from.
+    /// The checkpoint to measure from, or the Hub id of one.
     a: PathBuf,
     /// The other one.
     b: PathBuf,
@@ -31,7 +31,7 @@ pub(crate) struct DiffArgs {
     /// Tensors in the table, those furthest apart first; `--json` has all.
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
-    /// The model, or its config file, by which the tensors of two torch_dist directories are told apart by layer.
+    /// The model, its config file or Hub id, by which the tensors of two torch_dist directories are told apart by layer.
     #[arg(long, value_name = "MODEL")]
     hf_model: Option<PathBuf>,
     /// Print one JSON object.

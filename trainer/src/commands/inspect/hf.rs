@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::table::{self, Dtypes, TensorLine};
 use super::{InspectArgs, SCHEMA_VERSION, mapping};
 use crate::commands::model::{self, Weights};
+use crate::hub::Lookup;
 use crate::report::{self, grouped};
 
 pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
@@ -21,7 +22,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     } else {
         Weights::IfPresent
     };
-    let bridge = model::open(&args.path, weights)?;
+    let bridge = model::open(&args.path, weights, &Lookup::default())?;
     let registry = bridge.registry()?;
     // Says what is wrong with the tensors before anything is printed: a table of a broken checkpoint would mislead.
     let plan = bridge.plan(&PlanOptions::default())?;

@@ -27,7 +27,8 @@ const SCHEMA_VERSION: u32 = 1;
 /// Example: trainer inspect Qwen3.5-0.8B/ --mapping
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// A model directory or a config file of any name; a torch_dist directory; a rank's .safetensors file.
+    /// A model directory, a config file of any name or a Hub id (config.json alone is downloaded, with --checksum all); a
+    /// torch_dist directory; a rank's .safetensors file.
     path: PathBuf,
     /// Print the mapping: one row a parameter, Megatron's name and layout beside the Hugging Face tensors.
     #[arg(long)]

@@ -14,6 +14,7 @@ use self::load::Loads;
 use self::memory::TrainingArgs;
 use super::layout_args::LayoutArgs;
 use super::model::{self, Weights};
+use crate::hub::Lookup;
 
 /// Show what each rank of a layout holds, before anything is written.
 ///
@@ -23,7 +24,7 @@ use super::model::{self, Weights};
 /// Example: trainer plan Qwen3.5-27B/ --tp 4 --pp 2 --micro-batch-size 1 --seq-length 8192
 #[derive(Debug, clap::Args)]
 pub(crate) struct PlanArgs {
-    /// A model directory, or a config file of any name.
+    /// A model directory, a config file of any name, or a Hub id, of which config.json alone is downloaded.
     model: PathBuf,
     /// Print one JSON object, with every tensor of every rank.
     #[arg(long)]
@@ -38,7 +39,7 @@ pub(crate) struct PlanArgs {
 }
 
 pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let bridge = model::open(&args.model, Weights::IfPresent)?;
+    let bridge = model::open(&args.model, Weights::IfPresent, &Lookup::default())?;
     let (options, layout) = bridge.lay_out(&args.layout.spec())?;
     let only = args.rank.map(|rank| layout.coord(rank)).transpose()?;
     let planner = bridge.planner(&options)?;

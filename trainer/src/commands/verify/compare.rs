@@ -17,6 +17,7 @@ use bridge_core::{AutoBridge, Dtype};
 use super::VerifyArgs;
 use crate::commands::checkpoint::Checkpoint;
 use crate::commands::model::{self, Weights};
+use crate::hub::Lookup;
 
 /// What a comparison found.
 pub(super) struct Outcome {
@@ -227,7 +228,11 @@ fn hf_and_torch_dist(
     directory: &TorchDistCheckpoint,
     args: &VerifyArgs,
 ) -> anyhow::Result<Outcome> {
-    let bridge = model::open(hf.dir(), Weights::NeededFor("a comparison"))?;
+    let bridge = model::open(
+        hf.dir(),
+        Weights::NeededFor("a comparison"),
+        &Lookup::default(),
+    )?;
     let stored = bridge.plan_found(directory, args.no_mtp)?;
     let options = options(args, Transforms::Apply);
     let comparison = verify(&stored.plan, weights(&bridge)?, directory, &options)?;
@@ -250,7 +255,11 @@ fn tolerated(directory: &TorchDistCheckpoint, plan: &ModelPlan) -> Tolerated {
 }
 
 fn hf_and_shard(hf: &HfCheckpoint, file: &ShardFile, args: &VerifyArgs) -> anyhow::Result<Outcome> {
-    let bridge = model::open(hf.dir(), Weights::NeededFor("a comparison"))?;
+    let bridge = model::open(
+        hf.dir(),
+        Weights::NeededFor("a comparison"),
+        &Lookup::default(),
+    )?;
     let plan = shard_plan(&bridge, file)?;
     let options = options(args, Transforms::Apply);
     let comparison = verify(&plan, weights(&bridge)?, file, &options)?;
@@ -297,7 +306,7 @@ fn reference(args: &VerifyArgs) -> anyhow::Result<AutoBridge> {
     let path: &Path = args.hf_model.as_deref().context(
         "a torch_dist directory and a shard need the model's config to be compared; pass --hf-model",
     )?;
-    model::open(path, Weights::IfPresent)
+    model::open(path, Weights::IfPresent, &Lookup::default())
 }
 
 fn torch_dist_and_shard(

@@ -24,7 +24,7 @@ use super::checkpoint::Checkpoint;
 /// Example: trainer verify Qwen3.5-9B/ megatron/ --torch-dtype bfloat16
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArgs {
-    /// One checkpoint.
+    /// One checkpoint, or the Hub id of one.
     a: PathBuf,
     /// The other one.
     b: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub(crate) struct VerifyArgs {
     /// Leave the multi-token-prediction head out, where a torch_dist directory was saved without it.
     #[arg(long, requires = "b")]
     no_mtp: bool,
-    /// The model, or its config file, where neither A nor B is a Hugging Face directory but the mapping is needed: a
+    /// The model, its config file or Hub id, where neither A nor B is a Hugging Face directory but the mapping is needed: a
     /// torch_dist directory against a shard, or two torch_dist directories whose keys differ in style.
     #[arg(long, requires = "b", value_name = "MODEL")]
     hf_model: Option<PathBuf>,

@@ -31,7 +31,7 @@ pub const NO_DECAY: [&str; 6] = [
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// Hugging Face directory to start from.
+    /// Hugging Face directory or Hub id to start from.
     pub model: PathBuf,
     /// Training data: JSONL or JSON.
     pub data: PathBuf,
