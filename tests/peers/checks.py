@@ -5,12 +5,14 @@ GOLDENS = pathlib.Path(__file__).resolve().parents[1] / "goldens"
 
 
 class Checks:
-    """Runs `trainer`, counts what fails."""
+    """Runs `trainer`, counts what fails. Each path of the command line is an attribute."""
 
-    def __init__(self):
+    def __init__(self, *more_paths):
         parser = argparse.ArgumentParser()
-        parser.add_argument("--trainer", type=pathlib.Path, required=True)
-        self.trainer = parser.parse_args().trainer.resolve()
+        for name in ("trainer", *more_paths):
+            parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+        for name, path in vars(parser.parse_args()).items():
+            setattr(self, name, path.resolve())
         self.failed = []
 
     def check(self, what, good, detail=""):
