@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | bench | ffi | kernels-check | test-peers      (see README.md)
+# make setup | demo | test | lint | bench | ffi | install | test-ffi | kernels-check | test-peers      (see README.md)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench ffi kernels-check fuzz test-peers clean-demo
+.PHONY: help setup setup-ffi demo test test-ffi lint bench ffi install torch-ops kernels-check fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
@@ -12,6 +12,9 @@ CUDA ?= 0
 # nvcc names its parts without versions, so that all are named here; cuobjdump 13.0 is not on PyPI.
 NVCC := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
   nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
+CMAKE_WHEEL := cmake==4.4.5
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+PREFIX ?= /usr/local
 
 # A libtorch of your own: make LIBTORCH=/path/to/libtorch ...
 ifdef LIBTORCH
@@ -35,6 +38,10 @@ help:
 	@echo 'make lint        format, clippy and docs, warnings as errors'
 	@echo 'make bench       the criterion suites'
 	@echo 'make ffi         libmegatron_bridge, shared and static, into target/ffi, for C++ and C'
+	@echo 'make install     it with its headers, CMake package and pkg-config file: make install PREFIX=/opt/megatron-bridge'
+	@echo 'make torch-ops   the operator library for jobs in Python: make torch-ops PYTHON=python3 (one that has torch)'
+	@echo 'make setup-ffi   what make test-ffi needs: cmake into .venv; says whether clang++ and valgrind are missing'
+	@echo 'make test-ffi    the C and C++ library against an installed tree: compilers, sanitizers, valgrind, examples'
 	@echo 'make kernels-check  every CUDA kernel compiled for every architecture, spills and machine code checked (no GPU needed)'
 	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
 	@echo 'make test-peers  the same checkpoints through transformers, torch and Megatron-Core (installs them into $(PEERS))'
@@ -50,16 +57,28 @@ tools:
 	command -v python3 >/dev/null || missing+=' python3'; \
 	if [ -n "$$missing" ]; then echo "missing:$$missing; install it and run make setup again" >&2; exit 1; fi
 
+$(VENV)/bin/pip:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo 'missing: python3-venv; install it and run make again' >&2; exit 1; }
+	python3 -m venv $(VENV)
+
 # The wheel's symbolic link hides the Python version from the build. Made last: it marks a whole installation.
-.libtorch:
-	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo 'missing: python3-venv; install it and run make setup again' >&2; exit 1; }
-	[ -x $(VENV)/bin/pip ] || python3 -m venv $(VENV)
+.libtorch: | $(VENV)/bin/pip
 ifeq ($(CUDA),1)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 else
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(TORCH) $(CUDA_FOR_CPU)
 endif
 	ln -sfn "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch" .libtorch
+
+# What the C++ examples and tests need beside it. Without clang++ and valgrind make test-ffi says what it skips.
+setup-ffi: tools $(VENV)/bin/cmake
+	@command -v clang++ >/dev/null || echo 'clang++ is not installed (Debian: apt-get install clang); make test-ffi then uses g++ only'
+	@command -v valgrind >/dev/null || echo 'valgrind is not installed (Debian: apt-get install valgrind); make test-ffi then leaves it out'
+	@echo 'ready: make test-ffi'
+
+$(VENV)/bin/cmake: | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(CMAKE_WHEEL)
+	touch $@
 
 demo: tools $(LIBTORCH_READY)
 	cargo build --release -p trainer
@@ -89,9 +108,7 @@ kernels-check: $(NVCC_READY)
 	CUDA_HOME="$${CUDA_HOME:-$$(realpath $(VENV)/nvcc)}" bridge-torch/kernels/check target/kernels
 
 # The symbolic link hides the Python version and is made last: it marks a whole installation.
-$(VENV)/nvcc:
-	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo 'missing: python3-venv; install it and run make again' >&2; exit 1; }
-	[ -x $(VENV)/bin/pip ] || python3 -m venv $(VENV)
+$(VENV)/nvcc: | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(NVCC)
 	ln -sfn "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13" $@
 
@@ -108,8 +125,27 @@ test-peers: tools $(LIBTORCH_READY) $(PEERS)/ready
 	cargo build --release -p trainer
 	$(PEERS)/bin/python tests/peers/megatron_loads_output.py --trainer target/release/trainer
 	$(PEERS)/bin/python tests/peers/transformers_loads_output.py --trainer target/release/trainer
+	$(MAKE) torch-ops PYTHON=$(PEERS)/bin/python
+	$(PEERS)/bin/python tests/peers/megatron_job_loads.py --trainer target/release/trainer \
+	  --library target/torch-ops/libmegatron_bridge_torch.so
 
 $(PEERS)/ready:
 	[ -x $(PEERS)/bin/pip ] || python3 -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	touch $@
+
+# The C and C++ library where it is used.
+install: ffi
+	bridge-ffi/install.sh $(PREFIX) target/ffi $(VERSION)
+
+test-ffi: setup-ffi $(LIBTORCH_READY) ffi
+	cargo build --release -p trainer
+	tests/ffi/installed/run.sh target/release/trainer target/ffi $(VERSION)
+
+# Against the torch of PYTHON, or without one against the libtorch of make setup.
+torch-ops: setup-ffi ffi $(if $(PYTHON),,$(LIBTORCH_READY))
+	bridge-ffi/install.sh $(CURDIR)/target/ffi/installed target/ffi $(VERSION)
+	$(VENV)/bin/cmake -S target/ffi/installed/share/megatron_bridge/torch_ops -B target/torch-ops \
+	  -DCMAKE_PREFIX_PATH=$(CURDIR)/target/ffi/installed \
+	  -DLIBTORCH="$(if $(PYTHON),$$($(PYTHON) -c 'import torch; print(torch.__path__[0])'),$(abspath $(or $(LIBTORCH),.libtorch)))"
+	$(VENV)/bin/cmake --build target/torch-ops
