@@ -549,7 +549,7 @@ mod tests {
         let refused = error(io::ErrorKind::PermissionDenied);
         assert_eq!(
             refused.text(),
-            "while writing `decoder.x`\ncaused by: cannot read a/file\ncaused by: permission denied"
+            "while making `decoder.x`\ncaused by: cannot read a/file\ncaused by: permission denied"
         );
         assert_eq!(refused.status(), Status::Io);
         assert_eq!(

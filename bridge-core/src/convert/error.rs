@@ -54,7 +54,7 @@ pub enum ConvertError {
         value: f64,
     },
     /// A source or sink failed.
-    #[error("while writing `{target}`")]
+    #[error("while making `{target}`")]
     Checkpoint {
         /// The target.
         target: String,

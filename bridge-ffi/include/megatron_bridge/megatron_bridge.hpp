@@ -503,7 +503,7 @@ struct ExportState {
 /// mb::RankCoord coord = mb::RankCoord::of(rank);
 /// mb::Exporter exporter = mb::Exporter::open(reference, layout, coord, "out", {id});
 /// exporter.write_all(sources);
-/// bool complete = exporter.finish().complete;  // true on the last rank
+/// bool complete = exporter.finish().complete;  // true once all ranks are there
 /// @endcode
 class BRIDGE_CPP_API Exporter {
  public:
