@@ -32,7 +32,7 @@ using namespace gdn;
 
 constexpr int kThreads = 256;
 
-struct Tiles {
+struct Tiles : Scalars {
   Bf16 keys[kC * kPitchD];
   Bf16 queries[kC * kPitchD];
   Bf16 d_out[kC * kPitchD];
@@ -44,7 +44,6 @@ struct Tiles {
   };
   float d_p[kC * kPitchA];
   float d_a[kC * kPitchA];
-  float rho_k[kC], rho_q[kC], decay[kC], beta[kC];
   float along[4][2][kC];  // sums of a row, one a half of the columns; at the end those of q dq and k dk
   float box[kThreads / 32];
 };
@@ -61,65 +60,23 @@ __device__ __forceinline__ void put_row(Tiles& s, Sum which, int row, float valu
   }
 }
 
-__device__ __forceinline__ float low_of(unsigned word) { return __uint_as_float(word << 16); }
-__device__ __forceinline__ float high_of(unsigned word) { return __uint_as_float(word & 0xFFFF0000u); }
-__device__ __forceinline__ unsigned pair_at(const Bf16* tile, int row, int column) {
-  return *reinterpret_cast<const unsigned*>(tile + row * kPitchD + column);
-}
-
-// out[16 tokens, 64] += left[16 tokens, 128] right^T: `left` a tile of tokens, `right` rows from `first`.
-template <int kTiles>
-__device__ __forceinline__ void times_transposed(float (&out)[kTiles][4], const Bf16* left, int row, const Bf16* right, int first) {
-  BRIDGE_UNROLL
-  for (int step = 0; step < kD / 16; ++step) {
-    unsigned a[4];
-    load_a<kPitchD>(a, left, row, step * 16);
-    BRIDGE_UNROLL
-    for (int n = 0; n < kTiles / 2; ++n) {
-      unsigned b[4];
-      load_b_transposed<kPitchD>(b, right, first + n * 16, step * 16);
-      mma_pair(out[2 * n], out[2 * n + 1], a, b);
-    }
-  }
-}
-
 // out[16 rows, 64 columns] += M o scale of columns, times `right`; M[row, j] for j up to the row's block.
 __device__ __forceinline__ void times_lower(float (&out)[8][4], const float* m, const float* scale, const Bf16* right, int block,
                                             int first_column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4, pair = lane % 4 * 2;
   for (int step = 0; step <= block; ++step) {
     unsigned a[4];
-    BRIDGE_UNROLL
-    for (int word = 0; word < 4; ++word) {
-      const int row = block * 16 + group + word % 2 * 8, column = step * 16 + pair + word / 2 * 8;
-      a[word] = pack_bf16(m[row * kPitchA + column] * scale[column], m[row * kPitchA + column + 1] * scale[column + 1]);
-    }
-    BRIDGE_UNROLL
-    for (int n = 0; n < 4; ++n) {
-      unsigned b[4];
-      load_b<kPitchD>(b, right, step * 16, first_column + n * 16);
-      mma_pair(out[2 * n], out[2 * n + 1], a, b);
-    }
+    make_a(a, block * 16, step * 16, [=](int row, int column, int, int) { return m[row * kPitchA + column] * scale[column]; });
+    add_product<kPitchD>(out, a, right, step * 16, first_column);
   }
 }
 
 // out[16 rows, 64 columns] += M^T o scale of columns, times `right`: M[i, row] for i from the row's block on.
 __device__ __forceinline__ void times_upper(float (&out)[8][4], const float* m, const float* scale, const Bf16* right, int block,
                                             int first_column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4, pair = lane % 4 * 2;
   for (int step = block; step < kC / 16; ++step) {
     unsigned a[4];
-    BRIDGE_UNROLL
-    for (int word = 0; word < 4; ++word) {
-      const int row = block * 16 + group + word % 2 * 8, column = step * 16 + pair + word / 2 * 8;
-      a[word] = pack_bf16(m[column * kPitchA + row] * scale[column], m[(column + 1) * kPitchA + row] * scale[column + 1]);
-    }
-    BRIDGE_UNROLL
-    for (int n = 0; n < 4; ++n) {
-      unsigned b[4];
-      load_b<kPitchD>(b, right, step * 16, first_column + n * 16);
-      mma_pair(out[2 * n], out[2 * n + 1], a, b);
-    }
+    make_a(a, block * 16, step * 16, [=](int row, int column, int, int) { return m[column * kPitchA + row] * scale[column]; });
+    add_product<kPitchD>(out, a, right, step * 16, first_column);
   }
 }
 
@@ -127,17 +84,17 @@ __device__ __forceinline__ void times_upper(float (&out)[8][4], const float* m, 
 __device__ __forceinline__ void squares(Tiles& s, int block, int half) {
   const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4, pair = lane % 4 * 2;
   float from_out[4][4] = {}, from_y[4][4] = {}, attention[4][4] = {}, products[4][4] = {};
-  times_transposed(from_out, s.d_out, block * 16, s.delta, half * 32);
-  times_transposed(from_y, s.y, block * 16, s.delta, half * 32);
-  times_transposed(attention, s.queries, block * 16, s.keys, half * 32);
-  times_transposed(products, s.keys, block * 16, s.keys, half * 32);
+  add_row_products(from_out, s.d_out, block * 16, s.delta, half * 32);
+  add_row_products(from_y, s.y, block * 16, s.delta, half * 32);
+  add_row_products(attention, s.queries, block * 16, s.keys, half * 32);
+  add_row_products(products, s.keys, block * 16, s.keys, half * 32);
   float sums[2] = {};
   BRIDGE_UNROLL
   for (int n = 0; n < 4; ++n) {
     BRIDGE_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int row = block * 16 + group + i / 2 * 8, column = half * 32 + n * 8 + pair + i % 2;
-      const float gamma = column <= row ? between(s.decay[row], s.decay[column]) : 0.0f;
+      const float gamma = gamma_of(s.decay, row, column);
       const float below = column < row ? gamma : 0.0f;
       const float d_p = kQueryScale * from_out[n][i] * gamma, d_a = -s.beta[row] * from_y[n][i] * below;
       const float a = products[n][i] * s.rho_k[row] * s.rho_k[column];
@@ -167,11 +124,8 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
   Bf16* d_k_rows = static_cast<Bf16*>(p.d_k) + token * p.d_k_stride + static_cast<int64_t>(key_head) * kD;
 
   if (chunk.sequence == p.sequences) {  // tokens of no sequence
-    const float zeros[8] = {};
-    for (int piece = thread; piece < chunk.tokens * (kD / 8); piece += kThreads) {
-      store(d_q_rows + piece / (kD / 8) * p.d_q_stride + piece % (kD / 8) * 8, zeros);
-      store(d_k_rows + piece / (kD / 8) * p.d_k_stride + piece % (kD / 8) * 8, zeros);
-    }
+    zero_rows<kD, kThreads>(d_q_rows, p.d_q_stride, chunk.tokens);
+    zero_rows<kD, kThreads>(d_k_rows, p.d_k_stride, chunk.tokens);
     for (int i = thread; i < chunk.tokens * ratio; i += kThreads) {
       const int head = key_head * ratio + i % ratio;
       store_scalar(p.d_a, (token + i / ratio) * p.d_a_stride + head, p.gate_dtype, 0.0f);
@@ -180,29 +134,20 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
     return;
   }
 
-  const auto tile = [&](Bf16* to, const void* from, int64_t offset, int64_t stride) {
-    copy_rows<kD, kPitchD, kThreads>(to, static_cast<const Bf16*>(from) + offset, stride, chunk.tokens);
-  };
-  tile(s.keys, p.k, token * p.k_stride + key_head * kD, p.k_stride);
-  tile(s.queries, p.q, token * p.q_stride + key_head * kD, p.q_stride);
-  const int row_now = thread % kC;
-  const bool row_valid = row_now < chunk.tokens;
-  const int64_t row_token = token + (row_valid ? row_now : chunk.tokens - 1);
+  fetch_keys<kThreads>(p, s.keys, s.queries, chunk, key_head);
   if (thread < kC) {
-    copy_async_word(s.rho_k + row_now, p.rho_k + row_token * p.key_heads + key_head, row_valid);
-    copy_async_word(s.rho_q + row_now, p.rho_q + row_token * p.key_heads + key_head, row_valid);
+    fetch_lengths(p, s, chunk, key_head, thread);
   }
 
   float d_q[8][4] = {}, d_k[8][4] = {};  // tokens block * 16 + group (+ 8), dimensions half * 64 + n * 8 + pair (+ 1)
   for (int r = 0; r < ratio; ++r) {
     const int head = key_head * ratio + r;
-    const int64_t wide = (token * heads + head) * kD;
-    tile(s.d_out, p.d_out, wide, heads * kD);
-    tile(s.delta, p.delta, wide, heads * kD);
-    tile(s.y, work.y, wide, heads * kD);
+    const int64_t stride = heads * kD, rows = token * stride + static_cast<int64_t>(head) * kD;
+    copy_rows<kD, kPitchD, kThreads>(s.d_out, static_cast<const Bf16*>(p.d_out) + rows, stride, chunk.tokens);
+    copy_rows<kD, kPitchD, kThreads>(s.delta, static_cast<const Bf16*>(p.delta) + rows, stride, chunk.tokens);
+    copy_rows<kD, kPitchD, kThreads>(s.y, work.y + rows, stride, chunk.tokens);
     if (thread < kC) {
-      copy_async_word(s.beta + row_now, p.beta + row_token * heads + head, row_valid);
-      copy_async_word(s.decay + row_now, p.decay + row_token * heads + head, true);
+      fetch_gates(p, s, chunk, head, thread);
     }
     copy_commit();
     copy_wait<0>();
@@ -236,12 +181,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
       for (int step = 0; step < kD / 16; ++step) {
         unsigned a[4];
         load_a<kPitchD>(a, s.keys, block * 16, step * 16);
-        BRIDGE_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          unsigned b[4];
-          load_b<kPitchD>(b, s.state, step * 16, half * 64 + n * 16);
-          mma_pair(x[2 * n], x[2 * n + 1], a, b);
-        }
+        add_product<kPitchD>(x, a, s.state, step * 16, half * 64);
       }
       BRIDGE_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -251,7 +191,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
         BRIDGE_UNROLL
         for (int n = 0; n < 8; ++n) {
           const int column = half * 64 + n * 8 + pair;
-          const unsigned value = *reinterpret_cast<const unsigned*>(v + column), y = pair_at(s.y, row, column);
+          const unsigned value = *reinterpret_cast<const unsigned*>(v + column), y = pair_at<kPitchD>(s.y, row, column);
           sums[i] += low_of(y) * (low_of(value) - scale * x[n][2 * i]) + high_of(y) * (high_of(value) - scale * x[n][2 * i + 1]);
         }
         put_row(s, kYR, row, sums[i]);
@@ -259,8 +199,8 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
     }
     {  // dO S^T and dX S^T: columns of keys
       float from_out[8][4] = {}, from_y[8][4] = {}, sums[2] = {};
-      times_transposed(from_out, s.d_out, block * 16, s.state, half * 64);
-      times_transposed(from_y, s.y, block * 16, s.state, half * 64);
+      add_row_products(from_out, s.d_out, block * 16, s.state, half * 64);
+      add_row_products(from_y, s.y, block * 16, s.state, half * 64);
       BRIDGE_UNROLL
       for (int i = 0; i < 2; ++i) {
         const int row = block * 16 + group + i * 8;
@@ -268,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
         BRIDGE_UNROLL
         for (int n = 0; n < 8; ++n) {
           const int column = half * 64 + n * 8 + pair;
-          const unsigned q = pair_at(s.queries, row, column), k = pair_at(s.keys, row, column);
+          const unsigned q = pair_at<kPitchD>(s.queries, row, column), k = pair_at<kPitchD>(s.keys, row, column);
           const float q_low = kQueryScale * decayed * from_out[n][2 * i], q_high = kQueryScale * decayed * from_out[n][2 * i + 1];
           const float k_low = scale_y * from_y[n][2 * i], k_high = scale_y * from_y[n][2 * i + 1];
           sums[i] += s.rho_q[row] * (low_of(q) * q_low + high_of(q) * q_high) + s.rho_k[row] * (low_of(k) * k_low + high_of(k) * k_high);
@@ -305,14 +245,14 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
     const float last = s.decay[kC - 1];
     {  // Delta B^T: columns of keys
       float from_delta[8][4] = {}, sums[2] = {};
-      times_transposed(from_delta, s.delta, block * 16, s.state, half * 64);
+      add_row_products(from_delta, s.delta, block * 16, s.state, half * 64);
       BRIDGE_UNROLL
       for (int i = 0; i < 2; ++i) {
         const int row = block * 16 + group + i * 8;
         const float scale = between(last, s.decay[row]);
         BRIDGE_UNROLL
         for (int n = 0; n < 8; ++n) {
-          const unsigned k = pair_at(s.keys, row, half * 64 + n * 8 + pair);
+          const unsigned k = pair_at<kPitchD>(s.keys, row, half * 64 + n * 8 + pair);
           const float low = scale * from_delta[n][2 * i], high = scale * from_delta[n][2 * i + 1];
           sums[i] += s.rho_k[row] * (low_of(k) * low + high_of(k) * high);
           d_k[n][2 * i] += low;
@@ -375,7 +315,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
       float sum = 0.0f;
       BRIDGE_UNROLL
       for (int n = 0; n < 8; ++n) {
-        const unsigned pair_x = pair_at(x, row, half * 64 + n * 8 + pair);
+        const unsigned pair_x = pair_at<kPitchD>(x, row, half * 64 + n * 8 + pair);
         sum += low_of(pair_x) * d[n][2 * i] + high_of(pair_x) * d[n][2 * i + 1];
       }
       put_row(s, which == 0 ? kA : kCt, row, sum * rho[row]);
@@ -397,7 +337,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(GdnBackward p, Workspac
         BRIDGE_UNROLL
         for (int n = 0; n < 8; ++n) {
           const int column = half * 64 + n * 8 + pair;
-          const unsigned pair_x = pair_at(x, row, column);
+          const unsigned pair_x = pair_at<kPitchD>(x, row, column);
           put_pair(rows + row * stride + column, rho[row] * (d[n][2 * i] - rho[row] * low_of(pair_x) * along),
                    rho[row] * (d[n][2 * i + 1] - rho[row] * high_of(pair_x) * along));
         }
@@ -417,9 +357,7 @@ Workspace workspace_of(void* memory, int64_t tokens, int64_t sequences, int valu
 }
 
 bool supported(const GdnBackward& p) {
-  const int64_t strides = p.q_stride | p.k_stride | p.v_stride | p.d_q_stride | p.d_k_stride | p.d_v_stride;
-  return p.tokens >= 0 && p.sequences >= 0 && p.key_heads > 0 && p.value_heads > 0 && p.value_heads <= 65535 &&
-         p.value_heads % p.key_heads == 0 && strides % 8 == 0;
+  return heads_supported(p) && (p.d_q_stride | p.d_k_stride | p.d_v_stride) % 8 == 0;
 }
 
 }  // namespace
@@ -435,9 +373,7 @@ cudaError_t gdn_backward(const GdnBackward& p, cudaStream_t stream) {
   }
   const Workspace work = workspace_of(p.workspace, p.tokens, p.sequences, p.value_heads);
   const int64_t chunks = max_chunks(p.tokens, p.sequences, kGdnChunk);
-  const auto heads = static_cast<unsigned>(p.value_heads);
-  cudaError_t error = launch(back_scan_kernel, dim3(static_cast<unsigned>(p.sequences + 1), heads, kD / kColumns), dim3(kBlock),
-                             sizeof(Back), stream, p, work);
+  cudaError_t error = launch(back_scan_kernel, scan_grid(p), dim3(kBlock), sizeof(Back), stream, p, work);
   if (error == cudaSuccess) {
     error = launch(chunk_kernel, dim3(static_cast<unsigned>(chunks), static_cast<unsigned>(p.key_heads)), dim3(kThreads),
                    sizeof(Tiles), stream, p, work);

@@ -95,17 +95,7 @@ static __global__ void __launch_bounds__(kBlock) prepare_kernel(GdnForward p) {
   __syncthreads();
 
   float products[8][4] = {};
-  BRIDGE_UNROLL
-  for (int step = 0; step < kD / 16; ++step) {
-    unsigned left[4];
-    load_a<kPitchD>(left, keys, warp * 16, step * 16);
-    BRIDGE_UNROLL
-    for (int n = 0; n < 4; ++n) {
-      unsigned right[4];
-      load_b_transposed<kPitchD>(right, keys, n * 16, step * 16);
-      mma_pair(products[2 * n], products[2 * n + 1], left, right);
-    }
-  }
+  add_row_products(products, keys, warp * 16, keys, 0);
   BRIDGE_UNROLL
   for (int n = 0; n < 8; ++n) {
     BRIDGE_UNROLL

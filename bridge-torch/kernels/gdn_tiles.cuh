@@ -1,4 +1,8 @@
-// Tiles of the gated delta rule in shared memory: copies of a chunk's rows, and operands of matrix instructions out of them.
+// Tiles of the gated delta rule in shared memory: copies of a chunk's rows, operands of matrix instructions out of them, and the
+// products that more than one kernel takes.
+//
+// A warp's fragments are those of mma_bf16: of 16 rows a lane has `group` and `group + 8`, of every 8 columns `pair` and
+// `pair + 1`, where group = lane / 4 and pair = lane % 4 * 2.
 #pragma once
 
 #include "gdn_forward.hpp"
@@ -13,8 +17,6 @@ inline constexpr int kC = kGdnChunk, kD = kGdnDim;
 // Rows in shared memory are 16 bytes longer than their values, so that the 8 rows of a matrix load fall on different banks.
 inline constexpr int kPitchD = kD + 8, kPitchC = kC + 8;
 inline constexpr int kPitchA = kC + 4;  // floats
-// Columns of the state that one block of a scan holds.
-inline constexpr int kColumns = 32, kPitchV = kColumns + 8;
 inline constexpr float kQueryScale = 0.08838834764831845f;  // 1 / sqrt(128)
 
 // Starts the copy of a chunk's rows of `kColumns` bf16 to shared memory; rows behind the chunk become zeros.
@@ -62,11 +64,86 @@ __device__ __forceinline__ void mma_pair(float (&low)[4], float (&high)[4], cons
   mma_bf16(high, a, second);
 }
 
-// e^(high - low) for two running sums, high of the later token.
-__device__ __forceinline__ float between(float high, float low) { return __expf(high - low); }
+// The values of a word of two bfloat16.
+__device__ __forceinline__ float low_of(unsigned word) { return __uint_as_float(word << 16); }
+__device__ __forceinline__ float high_of(unsigned word) { return __uint_as_float(word & 0xFFFF0000u); }
+
+template <int kPitch>
+__device__ __forceinline__ unsigned pair_at(const Bf16* tile, int row, int column) {
+  return *reinterpret_cast<const unsigned*>(tile + row * kPitch + column);
+}
 
 __device__ __forceinline__ void put_pair(Bf16* to, float low, float high) {
   *reinterpret_cast<unsigned*>(to) = pack_bf16(low, high);
+}
+
+// A 16x16 A operand out of value(row, column, i, j), rounded: the element at (row, column) of the whole, which an accumulator of
+// the same 16x16 tile has at [i][j] and an operand in half j % 2 of word i * 2 + j / 2.
+template <class Value>
+__device__ __forceinline__ void make_a(unsigned (&a)[4], int first_row, int first_column, Value value) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  BRIDGE_UNROLL
+  for (int word = 0; word < 4; ++word) {
+    const int row = first_row + lane / 4 + word % 2 * 8, column = first_column + lane % 4 * 2 + word / 2 * 8;
+    const int i = word / 2, j = word % 2 * 2;
+    a[word] = pack_bf16(value(row, column, i, j), value(row, column + 1, i, j + 1));
+  }
+}
+
+// out[16 rows, 8 kTiles columns] += a right[row.. + 16, column..].
+template <int kPitch, int kTiles>
+__device__ __forceinline__ void add_product(float (&out)[kTiles][4], const unsigned (&a)[4], const Bf16* right, int row, int column) {
+  BRIDGE_UNROLL
+  for (int n = 0; n < kTiles / 2; ++n) {
+    unsigned b[4];
+    load_b<kPitch>(b, right, row, column + n * 16);
+    mma_pair(out[2 * n], out[2 * n + 1], a, b);
+  }
+}
+
+// out[16 rows, 8 kTiles columns] += left[row.., 128] right[first.., 128]^T.
+template <int kTiles>
+__device__ __forceinline__ void add_row_products(float (&out)[kTiles][4], const Bf16* left, int row, const Bf16* right, int first) {
+  BRIDGE_UNROLL
+  for (int step = 0; step < kD / 16; ++step) {
+    unsigned a[4];
+    load_a<kPitchD>(a, left, row, step * 16);
+    BRIDGE_UNROLL
+    for (int n = 0; n < kTiles / 2; ++n) {
+      unsigned b[4];
+      load_b_transposed<kPitchD>(b, right, first + n * 16, step * 16);
+      mma_pair(out[2 * n], out[2 * n + 1], a, b);
+    }
+  }
+}
+
+// e^(high - low) for two running sums, high of the later token.
+__device__ __forceinline__ float between(float high, float low) { return __expf(high - low); }
+
+// How much of what token `earlier` writes token `later` sees; nothing where it is not later. The exponent is masked before exp.
+__device__ __forceinline__ float gamma_of(const float* decay, int later, int earlier) {
+  return earlier <= later ? between(decay[later], decay[earlier]) : 0.0f;
+}
+
+// An A operand o Gamma, or o its transpose, where the tokens of the columns are the later ones. Spelt out, because with two calls
+// of gamma_of a word scan_kernel takes two registers more.
+template <bool kTransposed>
+__device__ __forceinline__ void times_gamma(unsigned (&a)[4], int first_row, int first_column, const float* decay) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  BRIDGE_UNROLL
+  for (int word = 0; word < 4; ++word) {
+    const int row = first_row + lane / 4 + word % 2 * 8, column = first_column + lane % 4 * 2 + word / 2 * 8;
+    const float of_row = decay[row];
+    float low, high;
+    if constexpr (kTransposed) {
+      low = row <= column ? between(decay[column], of_row) : 0.0f;
+      high = row <= column + 1 ? between(decay[column + 1], of_row) : 0.0f;
+    } else {
+      low = column <= row ? between(of_row, decay[column]) : 0.0f;
+      high = column + 1 <= row ? between(of_row, decay[column + 1]) : 0.0f;
+    }
+    a[word] = pack_bf16(low_of(a[word]) * low, high_of(a[word]) * high);
+  }
 }
 
 // log(1 + e^x).
