@@ -115,6 +115,22 @@ class Buffer {
 using Values = std::vector<double>;
 using Outputs = std::map<std::string, Values>;
 
+// A buffer whose format is known at run time only, as that of a parameter.
+class AnyBuffer {
+ public:
+  AnyBuffer(const Values& values, DType dtype)
+      : dtype_(dtype), narrow_(dtype == DType::kBf16 ? values : Values{}), wide_(dtype == DType::kF32 ? values : Values{}) {}
+  AnyBuffer(size_t size, DType dtype)
+      : dtype_(dtype), narrow_(dtype == DType::kBf16 ? size : 0), wide_(dtype == DType::kF32 ? size : 0) {}
+  void* data() { return dtype_ == DType::kBf16 ? static_cast<void*>(narrow_.data()) : wide_.data(); }
+  Values values() { return dtype_ == DType::kBf16 ? narrow_.values() : wide_.values(); }
+
+ private:
+  DType dtype_;
+  Buffer<Bf16> narrow_;
+  Buffer<float> wide_;
+};
+
 inline bool same_bits(const Values& a, const Values& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0);
 }
@@ -151,6 +167,25 @@ inline void close_elements(const char* name, const Values& found, const Values& 
       return;
     }
   }
+}
+
+// The same for a slice of a wider tensor: what does not belong to it is NaN in `expected` and must have stayed so.
+inline void close_slice(const char* name, const Values& found, const Values& expected, double relative, double absolute) {
+  if (found.size() != expected.size()) {
+    complain("%s has %zu elements, expected %zu", name, found.size(), expected.size());
+    return;
+  }
+  Values inside, wanted;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!std::isnan(expected[i])) {
+      inside.push_back(found[i]);
+      wanted.push_back(expected[i]);
+    } else if (!std::isnan(found[i])) {
+      complain("%s[%zu] is outside of the slice and was written", name, i);
+      return;
+    }
+  }
+  close_elements(name, inside, wanted, relative, absolute);
 }
 
 // ||found - expected|| <= tolerance ||expected||, or <= tolerance * floor where the reference is near zero.
@@ -235,6 +270,38 @@ Values stored(const Values& values) {
   }
   return out;
 }
+
+inline Values stored(const Values& values, DType dtype) {
+  return dtype == DType::kBf16 ? stored<Bf16>(values) : stored<float>(values);
+}
+
+// The largest magnitude; NaN does not count.
+inline double largest(const Values& values) {
+  double out = 0.0;
+  for (double x : values) {
+    out = std::isnan(x) ? out : std::max(out, std::abs(x));
+  }
+  return out;
+}
+
+inline Values part(const Values& values, size_t first, size_t count) {
+  const auto begin = values.begin() + static_cast<ptrdiff_t>(first);
+  return Values(begin, begin + static_cast<ptrdiff_t>(count));
+}
+
+inline void append(Values& to, const Values& values) { to.insert(to.end(), values.begin(), values.end()); }
+
+// Rows of `width` values with `gap` values behind each.
+inline Values spaced(const Values& rows, size_t width, size_t gap, double between) {
+  Values out;
+  for (size_t at = 0; at < rows.size(); at += width) {
+    append(out, part(rows, at, width));
+    out.insert(out.end(), gap, between);
+  }
+  return out;
+}
+
+inline double sigmoid64(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 inline int finish(const char* family) {
   if (failures() > 0) {

@@ -19,6 +19,11 @@ struct Inputs {
   Values a, b, a_log, dt_bias;
   DType gates;
   int gap;  // elements between the tokens of q, k, v that belong to something else
+
+  // q, k or v as it lies in memory.
+  Values rows(const Values& values) const {
+    return spaced(values, values.size() / std::max<size_t>(c.tokens(), 1), static_cast<size_t>(gap), std::nan(""));
+  }
 };
 
 // g and beta of the inputs as the operator defines them.
@@ -29,19 +34,9 @@ inline void set_gates(Inputs& in) {
   for (size_t i = 0; i < in.a.size(); ++i) {
     const double x = in.a[i] + in.dt_bias[i % heads];
     in.c.g.push_back(-std::exp(in.a_log[i % heads]) * (x > 20.0 ? x : std::log1p(std::exp(x))));
-    const double beta = 1.0 / (1.0 + std::exp(-in.b[i]));
+    const double beta = sigmoid64(in.b[i]);
     in.c.beta.push_back(in.gates == DType::kBf16 ? to_double(from_double<Bf16>(beta)) : beta);
   }
-}
-
-inline Values spaced(const Values& rows, size_t tokens, size_t gap) {
-  Values out;
-  const size_t width = tokens == 0 ? 0 : rows.size() / tokens;
-  for (size_t t = 0; t < tokens; ++t) {
-    out.insert(out.end(), rows.begin() + static_cast<ptrdiff_t>(t * width), rows.begin() + static_cast<ptrdiff_t>((t + 1) * width));
-    out.insert(out.end(), gap, std::nan(""));
-  }
-  return out;
 }
 
 enum class Decay { kNone, kSlow, kReal, kStrong, kMixed, kFirst };
@@ -93,13 +88,19 @@ inline Inputs random_inputs(unsigned seed, const Pack& pack, int key_heads, int 
     in.dt_bias.assign(hv, 0.0);
     in.a_log.assign(hv, to_double(from_double<float>(std::log(0.25))));  // -50 a token where a is 200, beyond what exp holds in float32
   }
-  in.a = in.gates == DType::kBf16 ? stored<Bf16>(in.a) : stored<float>(in.a);
-  in.b = in.gates == DType::kBf16 ? stored<Bf16>(in.b) : stored<float>(in.b);
+  in.a = stored(in.a, in.gates);
+  in.b = stored(in.b, in.gates);
   if (state) {
     c.state = stored<float>(random.normal(pack.lengths.size() * hv * kD * kD, 0.3));
   }
   set_gates(in);
   return in;
+}
+
+// Sets the context of messages to what random_inputs of these arguments are.
+inline void name_case(const char* family, const Pack& pack, int key_heads, int ratio, Decay decay, const char* kind) {
+  context() = std::string(family) + " pack " + pack.name + " heads " + std::to_string(key_heads) + " x " + std::to_string(ratio) +
+              " decay " + std::to_string(static_cast<int>(decay)) + " " + kind;
 }
 
 }  // namespace check

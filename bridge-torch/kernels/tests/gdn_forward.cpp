@@ -1,72 +1,25 @@
 // The gated delta rule's forward against the float64 recurrence on the same bfloat16 inputs: lengths, packs, head ratios,
 // decays from 0 to -50 a token, beta 0 and 1, equal and zero keys, states, slices of wider tensors.
 
-#include "../gdn_forward.cu"
-
-#include "check.hpp"
-#include "gdn_cases.hpp"
-#include "goldens.hpp"
+#include "gdn_run.hpp"
 
 using namespace check;
 
 namespace {
 
 Outputs run(const Inputs& in) {
-  const GdnCase& c = in.c;
-  const int64_t tokens = in.pack.tokens(), sequences = in.pack.sequences();
-  const auto t = static_cast<size_t>(tokens), hk = static_cast<size_t>(c.key_heads), hv = static_cast<size_t>(c.value_heads);
-  const auto gap = static_cast<size_t>(in.gap);
-  Mapped map(in.pack, bridge::kGdnChunk);
-  Buffer<Bf16> q(spaced(c.q, t, gap)), k(spaced(c.k, t, gap)), v(spaced(c.v, t, gap));
-  Buffer<Bf16> a16(in.a), b16(in.b);
-  Buffer<float> a32(in.a), b32(in.b), a_log(in.a_log), dt_bias(in.dt_bias), before(c.state);
-  Buffer<Bf16> out(t * hv * kD), inverse(t * hv * 64), states(map.size() * hv * kD * kD);
-  Buffer<float> after(static_cast<size_t>(sequences) * hv * kD * kD), rho_q(t * hk), rho_k(t * hk), decay(t * hv), beta(t * hv);
-  bridge::GdnForward p{};
-  const bool half = in.gates == DType::kBf16;
-  p.q = q.data();
-  p.k = k.data();
-  p.v = v.data();
-  p.a = half ? static_cast<const void*>(a16.data()) : a32.data();
-  p.b = half ? static_cast<const void*>(b16.data()) : b32.data();
-  p.a_log = a_log.data();
-  p.dt_bias = dt_bias.data();
-  p.initial_state = c.state.empty() ? nullptr : before.data();
-  p.out = out.data();
-  p.final_state = after.data();
-  p.chunk_states = states.data();
-  p.rho_q = rho_q.data();
-  p.rho_k = rho_k.data();
-  p.decay = decay.data();
-  p.beta = beta.data();
-  p.inverse = inverse.data();
-  p.chunks = map.chunks();
-  p.first_chunk = map.first();
-  p.tokens = tokens;
-  p.sequences = sequences;
-  p.q_stride = p.k_stride = static_cast<int64_t>(hk * kD + gap);
-  p.v_stride = static_cast<int64_t>(hv * kD + gap);
-  p.a_stride = p.b_stride = c.value_heads;
-  p.key_heads = c.key_heads;
-  p.value_heads = c.value_heads;
-  p.gate_dtype = in.gates;
-  p.parameter_dtype = DType::kF32;
-  launched(bridge::gdn_forward(p, nullptr));
-
+  GdnForwardRun forward(in);
+  forward.p.delta = nullptr;  // as a forward without a backward
+  forward.run();
   // The states that chunks start from are those that the outputs came from: the last one leads to the final state, so a few
   // sums over them suffice to see that all were written and are the same in every run.
-  Values sums;
-  for (size_t chunk = 0; chunk < static_cast<size_t>(map.first()[sequences]); ++chunk) {
-    for (size_t head = 0; head < hv; ++head) {
-      double sum = 0.0;
-      for (size_t i = 0; i < kD * kD; ++i) {
-        sum += to_double(states.data()[(chunk * hv + head) * kD * kD + i]);
-      }
-      sums.push_back(sum);
-    }
+  const size_t states = static_cast<size_t>(forward.map.first()[in.pack.sequences()]) * static_cast<size_t>(in.c.value_heads);
+  Values sums(states);
+  for (size_t i = 0; i < states * kD * kD; ++i) {
+    sums[i / (kD * kD)] += to_double(forward.chunk_states.data()[i]);
   }
-  return {{"out", out.values()},     {"state", after.values()},   {"rho_k", rho_k.values()},
-          {"decay", decay.values()}, {"beta", beta.values()},     {"inverse", inverse.values()},
+  return {{"out", forward.out.values()},         {"state", forward.final_state.values()}, {"rho_k", forward.rho_k.values()},
+          {"decay", forward.decay.values()},     {"beta", forward.beta.values()},         {"inverse", forward.inverse.values()},
           {"chunk states", sums}};
 }
 
@@ -135,58 +88,25 @@ double compare(const Inputs& in, bool all_schedules = true) {
   for (double sum : found["chunk states"]) {
     require(std::isfinite(sum), "the state of every chunk is written");
   }
-  double largest = 0.0;
-  for (double x : ref.out) {
-    largest = std::max(largest, std::abs(x));
-  }
-  close_elements("out", found["out"], ref.out, 0.0, 0.02 * largest + 1e-6);
+  close_elements("out", found["out"], ref.out, 0.0, 0.02 * largest(ref.out) + 1e-6);
   close_norm("state", found["state"], ref.state, kTolerance, 1e-6);
   return close_norm("out", found["out"], ref.out, kTolerance, 1e-6);
 }
 
 void random_case(unsigned seed, const Pack& pack, int key_heads, int ratio, Decay decay, const char* kind, bool state,
                  bool all_schedules = true) {
-  context() = std::string("gdn_forward pack ") + pack.name + " heads " + std::to_string(key_heads) + " x " + std::to_string(ratio) +
-              " decay " + std::to_string(static_cast<int>(decay)) + " " + kind;
+  name_case("gdn_forward", pack, key_heads, ratio, decay, kind);
   const double off = compare(random_inputs(seed, pack, key_heads, ratio, decay, kind, state), all_schedules);
   std::printf("%s: relative error %.1e\n", context().c_str(), off);
 }
 
 // Every golden holds for the reference, and the one with heads of 128 for the kernel.
 void goldens(const Goldens& file) {
-  int cases = 0;
-  for (const std::string& key : file.names()) {
-    const size_t at = key.find(".in.q");
-    if (at == std::string::npos) {
-      continue;
-    }
-    const std::string name = key.substr(0, at);
+  for (const auto& [name, c] : gdn_goldens(file)) {
     context() = "golden " + name;
-    const auto in = [&](const char* what) { return file.at(name + ".in." + what); };
-    GdnCase c;
-    const std::vector<int64_t> k = in("k").shape, v = in("v").shape;
-    c.key_heads = static_cast<int>(k[2]);
-    c.key_dim = static_cast<int>(k[3]);
-    c.value_heads = static_cast<int>(v[2]);
-    c.value_dim = static_cast<int>(v[3]);
-    if (file.has(name + ".in.cu_seqlens")) {
-      const Values borders = in("cu_seqlens").values;
-      for (size_t i = 1; i < borders.size(); ++i) {
-        c.lengths.push_back(static_cast<int>(borders[i] - borders[i - 1]));
-      }
-    } else {
-      c.lengths.assign(static_cast<size_t>(k[0]), static_cast<int>(k[1]));
-    }
-    c.q = in("q").values;
-    c.k = in("k").values;
-    c.v = in("v").values;
-    c.g = in("g").values;
-    c.beta = in("beta").values;
-    c.state = in("state").values;
     const GdnResult ref = gdn_reference(c);
     close_norm("reference out", ref.out, file.at(name + ".out.out").values, 1e-7);
     close_norm("reference state", ref.state, file.at(name + ".out.state").values, 1e-7);
-    ++cases;
     if (c.key_dim != 128) {
       continue;
     }
@@ -205,18 +125,6 @@ void goldens(const Goldens& file) {
     // Rounding q, k and v to bfloat16 costs as much again.
     close_norm("out against the golden", run(kernel).at("out"), file.at(name + ".out.out").values, 2 * kTolerance);
   }
-  require(cases > 20, "the goldens were found");
-}
-
-void refusals() {
-  context() = "gdn_forward refusals";
-  bridge::GdnForward p{};
-  p.key_heads = 2;
-  p.value_heads = 3;
-  require(bridge::gdn_forward(p, nullptr) == cudaErrorInvalidValue, "a ratio that is no whole number is refused");
-  p.value_heads = 4;
-  p.q_stride = 4;
-  require(bridge::gdn_forward(p, nullptr) == cudaErrorInvalidValue, "an unaligned stride is refused");
 }
 
 }  // namespace
@@ -240,6 +148,7 @@ int main(int, char** arguments) {
     random_case(seed++, {"129", {129}, 0, false}, 1, 1, Decay::kSlow, kind, true, false);
   }
   random_case(seed++, {"1000", {1000}, 0, false}, 1, 1, Decay::kReal, "random", false, false);
-  refusals();
+  context() = "gdn_forward refusals";
+  gdn_refusals(bridge::gdn_forward, {});
   return finish("gdn_forward");
 }

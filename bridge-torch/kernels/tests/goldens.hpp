@@ -116,7 +116,20 @@ class Goldens {
 inline Values repeated(const Values& row, size_t times) {
   Values out;
   for (size_t i = 0; i < times; ++i) {
-    out.insert(out.end(), row.begin(), row.end());
+    append(out, row);
+  }
+  return out;
+}
+
+// The lengths of the sequences of a golden: between its cu_seqlens, or `batch` times `seq`.
+inline std::vector<int> lengths_of(const Goldens& goldens, const std::string& name, int64_t batch, int64_t seq) {
+  if (!goldens.has(name + ".in.cu_seqlens")) {
+    return std::vector<int>(static_cast<size_t>(batch), static_cast<int>(seq));
+  }
+  std::vector<int> out;
+  const Values& borders = goldens.at(name + ".in.cu_seqlens").values;
+  for (size_t i = 1; i < borders.size(); ++i) {
+    out.push_back(static_cast<int>(borders[i] - borders[i - 1]));
   }
   return out;
 }

@@ -19,8 +19,6 @@ struct Reference {
   Values out, d_x;
 };
 
-double sigmoid64(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
 Reference reference(const Case& c) {
   const auto rows = static_cast<size_t>(c.rows), dim = static_cast<size_t>(c.dim), stride = static_cast<size_t>(c.stride);
   Reference ref{Values(rows * dim), Values(2 * rows * dim)};
@@ -61,20 +59,13 @@ void random_case(unsigned seed, int64_t rows, int dim, int padding, double scale
 void golden_case(const Goldens& goldens) {
   context() = "swiglu golden";
   // 4 x 10 values: six columns of zeros make a row of whole 16 bytes.
-  const auto widened = [](const Values& values) {
-    Values out;
-    for (size_t t = 0; t < 4; ++t) {
-      out.insert(out.end(), values.begin() + static_cast<ptrdiff_t>(10 * t), values.begin() + static_cast<ptrdiff_t>(10 * t + 10));
-      out.insert(out.end(), 6, 0.0);
-    }
-    return out;
-  };
+  const auto widened = [](const Values& values) { return spaced(values, 10, 6, 0.0); };
   const Values gate = widened(goldens.at("swiglu.in.gate").values), up = widened(goldens.at("swiglu.in.up").values);
   const auto fused = [](const Values& first, const Values& second) {
     Values out;
     for (size_t t = 0; t < 4; ++t) {
-      out.insert(out.end(), first.begin() + static_cast<ptrdiff_t>(16 * t), first.begin() + static_cast<ptrdiff_t>(16 * t + 16));
-      out.insert(out.end(), second.begin() + static_cast<ptrdiff_t>(16 * t), second.begin() + static_cast<ptrdiff_t>(16 * t + 16));
+      append(out, part(first, 16 * t, 16));
+      append(out, part(second, 16 * t, 16));
     }
     return out;
   };
