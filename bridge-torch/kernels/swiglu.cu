@@ -56,10 +56,7 @@ __global__ void __launch_bounds__(kBlock) backward_kernel(SwigluBackward p, unsi
     load(static_cast<const T*>(p.d_out) + static_cast<int64_t>(row) * p.dim + column, g);
     BRIDGE_UNROLL
     for (int j = 0; j < kV; ++j) {
-      const float s = sigmoid(gate[j]);
-      const float d_gate = g[j] * up[j] * s * (1.0f + gate[j] * (1.0f - s));
-      up[j] = g[j] * gate[j] * s;
-      gate[j] = d_gate;
+      swiglu_gradient(gate[j], up[j], g[j]);
     }
     T* d_x = static_cast<T*>(p.d_x) + static_cast<int64_t>(row) * 2 * p.dim + column;
     store(d_x, gate);

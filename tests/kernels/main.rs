@@ -123,6 +123,11 @@ fn dispatch_kernels_sort_stably_and_copy_exactly() {
 }
 
 #[test]
+fn expert_activation_kernels_equal_float64() {
+    holds("expert_activation");
+}
+
+#[test]
 fn cross_entropy_kernels_equal_float64() {
     holds("cross_entropy");
 }
