@@ -13,6 +13,7 @@
 // sass permute_kernel: LDG.E.128 STG.E.128
 // sass combine_kernel: LDG.E.128 STG.E.128
 // sass combine_weights_kernel: LDG.E.128
+// sass combine_shared_kernel: LDG.E.128 STG.E.128
 
 #include "dispatch.hpp"
 
@@ -168,6 +169,7 @@ __global__ void __launch_bounds__(kBlock) combine_kernel(Combine p) {
     return;
   }
   const int* rows = p.row_of + token * p.top_k;
+  const float open = p.shared != nullptr ? sigmoid(to_float(static_cast<const T*>(p.gate)[token])) : 0.0f;
   for (int column = static_cast<int>(threadIdx.x) % 32 * kV; column < p.width; column += 32 * kV) {
     float sum[kV] = {};
     BRIDGE_NO_UNROLL
@@ -179,6 +181,14 @@ __global__ void __launch_bounds__(kBlock) combine_kernel(Combine p) {
       BRIDGE_UNROLL
       for (int j = 0; j < kV; ++j) {
         sum[j] += weight * x[j];
+      }
+    }
+    if (p.shared != nullptr) {
+      float x[kV];
+      load(static_cast<const T*>(p.shared) + token * p.width + column, x);
+      BRIDGE_UNROLL
+      for (int j = 0; j < kV; ++j) {
+        sum[j] += open * x[j];
       }
     }
     store(static_cast<T*>(p.out) + token * p.width + column, sum);
@@ -211,12 +221,43 @@ __global__ void __launch_bounds__(kBlock) combine_weights_kernel(CombineWeights 
   }
 }
 
+// Four blocks an SM: ptxas would spill to reach one more.
+template <class T>
+__global__ void __launch_bounds__(kBlock, 4) combine_shared_kernel(CombineShared p) {
+  constexpr int kV = kVec<T>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+  if (token >= p.tokens) {
+    return;
+  }
+  const float gate = to_float(static_cast<const T*>(p.gate)[token]), open = sigmoid(gate);
+  const T* d_out = static_cast<const T*>(p.d_out) + token * p.width;
+  const T* shared = static_cast<const T*>(p.shared) + token * p.width;
+  T* d_shared = static_cast<T*>(p.d_shared) + token * p.width;
+  float sum = 0.0f;
+  for (int column = lane * kV; column < p.width; column += 32 * kV) {
+    float g[kV], x[kV];
+    load(d_out + column, g);
+    load(shared + column, x);
+    BRIDGE_UNROLL
+    for (int j = 0; j < kV; ++j) {
+      sum += g[j] * x[j];
+      g[j] *= open;
+    }
+    store(d_shared + column, g);
+  }
+  sum = lanes_sum<32>(sum);
+  if (lane == 0) {
+    // 1 - sigmoid(gate) is sigmoid(-gate), which keeps its digits where the gate is open.
+    static_cast<T*>(p.d_gate)[token] = from_float<T>(sum * open * sigmoid(-gate));
+  }
+}
+
 int64_t blocks_of(int64_t assignments) { return (assignments + kItems - 1) / kItems; }
 
-template <class Parameters>
-bool supported(const Parameters& p) {
-  const int piece = p.dtype == DType::kBf16 ? kVec<Bf16> : kVec<float>;
-  return p.tokens >= 0 && p.width > 0 && p.width % piece == 0 && p.top_k > 0 && p.tokens <= int64_t{0x7FFFFFFF} / p.top_k;
+bool supported(int64_t tokens, int width, int top_k, DType dtype) {
+  const int piece = dtype == DType::kBf16 ? kVec<Bf16> : kVec<float>;
+  return tokens >= 0 && width > 0 && width % piece == 0 && top_k > 0 && tokens <= int64_t{0x7FFFFFFF} / top_k;
 }
 
 dim3 warps_of(int64_t rows) { return dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps)); }
@@ -244,7 +285,7 @@ cudaError_t dispatch_plan(const DispatchPlan& p, cudaStream_t stream) {
 }
 
 cudaError_t permute(const Permute& p, cudaStream_t stream) {
-  if (!supported(p)) {
+  if (!supported(p.tokens, p.width, p.top_k, p.dtype)) {
     return cudaErrorInvalidValue;
   }
   auto* kernel = p.dtype == DType::kBf16 ? permute_kernel<Bf16> : permute_kernel<float>;
@@ -252,7 +293,7 @@ cudaError_t permute(const Permute& p, cudaStream_t stream) {
 }
 
 cudaError_t combine(const Combine& p, cudaStream_t stream) {
-  if (!supported(p)) {
+  if (!supported(p.tokens, p.width, p.top_k, p.dtype) || (p.shared == nullptr) != (p.gate == nullptr)) {
     return cudaErrorInvalidValue;
   }
   auto* kernel = p.dtype == DType::kBf16 ? combine_kernel<Bf16> : combine_kernel<float>;
@@ -260,11 +301,19 @@ cudaError_t combine(const Combine& p, cudaStream_t stream) {
 }
 
 cudaError_t combine_weights(const CombineWeights& p, cudaStream_t stream) {
-  if (!supported(p)) {
+  if (!supported(p.tokens, p.width, p.top_k, p.dtype)) {
     return cudaErrorInvalidValue;
   }
   auto* kernel = p.dtype == DType::kBf16 ? combine_weights_kernel<Bf16> : combine_weights_kernel<float>;
   return launch(kernel, warps_of(p.tokens * p.top_k), dim3(kBlock), 0, stream, p);
+}
+
+cudaError_t combine_shared(const CombineShared& p, cudaStream_t stream) {
+  if (!supported(p.tokens, p.width, 1, p.dtype)) {
+    return cudaErrorInvalidValue;
+  }
+  auto* kernel = p.dtype == DType::kBf16 ? combine_shared_kernel<Bf16> : combine_shared_kernel<float>;
+  return launch(kernel, warps_of(p.tokens), dim3(kBlock), 0, stream, p);
 }
 
 }  // namespace bridge

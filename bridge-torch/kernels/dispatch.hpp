@@ -30,12 +30,14 @@ struct Permute {
   DType dtype;
 };
 
-// out[t] = sum over choices of weight rows[row_of[t, choice]], in float32, choice after choice: the experts' results back
-// together, and with null weights the gradient of `permute`.
+// out[t] = sum over choices of weight rows[row_of[t, choice]] + sigmoid(gate[t]) shared[t], in float32 in this order: the
+// experts' results back together, and with null weights and no shared expert the gradient of `permute`.
 struct Combine {
   const void* rows;
   const void* weights;  // [tokens, top_k] or null for 1
   const int* row_of;
+  const void* shared;   // [tokens, width], the shared expert's result, or null
+  const void* gate;     // [tokens], logits; null where `shared` is
   void* out;            // [tokens, width]
   int64_t tokens;
   int width, top_k;
@@ -53,9 +55,22 @@ struct CombineWeights {
   DType dtype;
 };
 
+// Of the shared expert's term: d_shared[t] = sigmoid(gate[t]) d_out[t], d_gate[t] = <d_out[t], shared[t]> sigmoid'(gate[t]).
+struct CombineShared {
+  const void* d_out;    // [tokens, width]
+  const void* shared;   // [tokens, width]
+  const void* gate;     // [tokens]
+  void* d_shared;       // [tokens, width]; may be shared
+  void* d_gate;         // [tokens], dtype
+  int64_t tokens;
+  int width;
+  DType dtype;
+};
+
 // `width` in whole pieces of 16 bytes.
 cudaError_t permute(const Permute& p, cudaStream_t stream);
 cudaError_t combine(const Combine& p, cudaStream_t stream);
 cudaError_t combine_weights(const CombineWeights& p, cudaStream_t stream);
+cudaError_t combine_shared(const CombineShared& p, cudaStream_t stream);
 
 }  // namespace bridge

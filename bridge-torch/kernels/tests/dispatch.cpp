@@ -1,4 +1,5 @@
-// The counting sort and its copies: stable, the inverse of itself, experts without rows, one expert that takes all.
+// The counting sort and its copies: stable, the inverse of itself, experts without rows, one expert that takes all; the shared
+// expert's term with its gate open, shut and in between.
 
 #include "../dispatch.cu"
 
@@ -11,7 +12,7 @@ namespace {
 struct Case {
   int64_t tokens;
   int experts, top_k, width;
-  Values chosen, x, rows, weights, g;
+  Values chosen, x, rows, weights, g, shared, gate;
 };
 
 template <class T>
@@ -24,15 +25,35 @@ Outputs run(const Case& c) {
                                   assignments, c.experts},
                                  nullptr));
   Buffer<T> x(c.x), rows(c.rows), weights(c.weights), g(c.g);
+  Buffer<T> shared(c.shared), gate(c.gate), with_shared(c.x.size()), d_shared(c.x.size()), d_gate(c.gate.size());
   Buffer<T> permuted(c.rows.size()), d_rows(c.rows.size()), combined(c.x.size()), d_x(c.x.size()), d_weights(n);
-  launched(bridge::permute({x.data(), nullptr, assignment_of.data(), permuted.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
-  launched(bridge::permute({g.data(), weights.data(), assignment_of.data(), d_rows.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
-  launched(bridge::combine({rows.data(), weights.data(), row_of.data(), combined.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
-  launched(bridge::combine({rows.data(), nullptr, row_of.data(), d_x.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
-  launched(bridge::combine_weights({g.data(), rows.data(), row_of.data(), d_weights.data(), c.tokens, c.width, c.top_k, dtype_of<T>}, nullptr));
+  constexpr DType kType = dtype_of<T>;
+  const auto permute = [&](Buffer<T>& from, const void* scale, Buffer<T>& to) {
+    launched(bridge::permute({from.data(), scale, assignment_of.data(), to.data(), c.tokens, c.width, c.top_k, kType}, nullptr));
+  };
+  const auto combine = [&](const void* scale, const void* extra, const void* logits, Buffer<T>& to) {
+    launched(bridge::combine(
+        {rows.data(), scale, row_of.data(), extra, logits, to.data(), c.tokens, c.width, c.top_k, kType}, nullptr));
+  };
+  const auto combine_shared = [&](Buffer<T>& from, Buffer<T>& to) {
+    launched(bridge::combine_shared(
+        {g.data(), from.data(), gate.data(), to.data(), d_gate.data(), c.tokens, c.width, kType}, nullptr));
+  };
+  permute(x, nullptr, permuted);
+  permute(g, weights.data(), d_rows);
+  combine(weights.data(), nullptr, nullptr, combined);
+  combine(nullptr, nullptr, nullptr, d_x);
+  combine(weights.data(), shared.data(), gate.data(), with_shared);
+  launched(bridge::combine_weights(
+      {g.data(), rows.data(), row_of.data(), d_weights.data(), c.tokens, c.width, c.top_k, kType}, nullptr));
+  combine_shared(shared, d_shared);
+  Buffer<T> in_place(c.shared);
+  combine_shared(in_place, in_place);
+  require(same_bits(in_place.values(), d_shared.values()), "d_shared may lie on shared");
   return {{"offsets", offsets.values()}, {"row_of", row_of.values()}, {"assignment_of", assignment_of.values()},
           {"permuted", permuted.values()}, {"d_rows", d_rows.values()}, {"combined", combined.values()},
-          {"d_x", d_x.values()}, {"d_weights", d_weights.values()}};
+          {"d_x", d_x.values()}, {"d_weights", d_weights.values()}, {"with_shared", with_shared.values()},
+          {"d_shared", d_shared.values()}, {"d_gate", d_gate.values()}};
 }
 
 template <class T>
@@ -40,7 +61,7 @@ void random_case(unsigned seed, int64_t tokens, int experts, int top_k, int widt
   context() = std::string("dispatch ") + name_of<T>() + " tokens " + std::to_string(tokens) + " experts " +
               std::to_string(experts) + " top " + std::to_string(top_k) + " " + kind;
   Random random(seed);
-  Case c{tokens, experts, top_k, width, {}, {}, {}, {}, {}};
+  Case c{tokens, experts, top_k, width, {}, {}, {}, {}, {}, {}, {}};
   const auto n = static_cast<size_t>(tokens * top_k), w = static_cast<size_t>(width), k = static_cast<size_t>(top_k);
   for (size_t i = 0; i < n; ++i) {
     c.chosen.push_back(std::strcmp(kind, "one") == 0   ? experts - 1
@@ -51,6 +72,12 @@ void random_case(unsigned seed, int64_t tokens, int experts, int top_k, int widt
   c.g = stored<T>(random.normal(static_cast<size_t>(tokens) * w));
   c.rows = stored<T>(random.normal(n * w));
   c.weights = stored<T>(random.uniform(n, 0.0, 1.0));
+  c.shared = stored<T>(random.normal(c.x.size()));
+  c.gate = random.normal(static_cast<size_t>(tokens), 3.0);
+  for (size_t t = 0; t < c.gate.size(); ++t) {
+    c.gate[t] = t % 7 == 3 ? 1e4 : t % 7 == 4 ? -1e4 : t % 7 == 5 ? 12.0 : t % 7 == 6 ? -12.0 : c.gate[t];
+  }
+  c.gate = stored<T>(c.gate);
 
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t{0});
@@ -70,6 +97,19 @@ void random_case(unsigned seed, int64_t tokens, int experts, int top_k, int widt
       d_weights[a] += c.g[token * w + i] * c.rows[row * w + i];
     }
   }
+  Values with_shared = combined, d_shared(c.x.size()), d_gate, terms;
+  for (size_t t = 0; t < c.gate.size(); ++t) {
+    const double open = sigmoid64(c.gate[t]), slope = open * sigmoid64(-c.gate[t]);
+    double along = 0.0, sizes = 0.0;
+    for (size_t i = t * w; i < (t + 1) * w; ++i) {
+      with_shared[i] += open * c.shared[i];
+      d_shared[i] = open * c.g[i];
+      along += c.g[i] * c.shared[i];
+      sizes += std::abs(c.g[i] * c.shared[i]);
+    }
+    d_gate.push_back(along * slope);
+    terms.push_back(sizes * slope);
+  }
   std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
 
   Outputs found = under_every_schedule([&] { return run<T>(c); });
@@ -81,14 +121,28 @@ void random_case(unsigned seed, int64_t tokens, int experts, int top_k, int widt
   close_elements("combined", found["combined"], combined, kOneRounding<T>, 1e-6 * top_k);
   close_elements("d_x", found["d_x"], d_x, kOneRounding<T>, 1e-6 * top_k);
   close_elements("d_weights", found["d_weights"], d_weights, kOneRounding<T>, 1e-6 * std::sqrt(width));
+  close_elements("with_shared", found["with_shared"], with_shared, kOneRounding<T>, 1e-6 * (top_k + 1));
+  close_elements("d_shared", found["d_shared"], d_shared, kOneRounding<T>, 1e-30);
+  for (size_t t = 0; t < d_gate.size(); ++t) {
+    close_elements("d_gate", {found["d_gate"][t]}, {d_gate[t]}, kOneRounding<T>, 1e-6 * terms[t]);
+  }
 }
 
 void refusals() {
   context() = "dispatch refusals";
   bridge::DispatchPlan plan{nullptr, nullptr, nullptr, nullptr, nullptr, 1, 513};
   require(bridge::dispatch_plan(plan, nullptr) == cudaErrorInvalidValue, "513 experts are refused");
-  bridge::Combine p{nullptr, nullptr, nullptr, nullptr, 1, 12, 2, DType::kBf16};
+  bridge::Combine p{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 12, 2, DType::kBf16};
   require(bridge::combine(p, nullptr) == cudaErrorInvalidValue, "a width of half pieces is refused");
+  Buffer<Bf16> some(16);
+  p = {nullptr, nullptr, nullptr, some.data(), nullptr, nullptr, 0, 16, 2, DType::kBf16};
+  require(bridge::combine(p, nullptr) == cudaErrorInvalidValue, "a shared expert without a gate is refused");
+  p = {nullptr, nullptr, nullptr, nullptr, some.data(), nullptr, 0, 16, 2, DType::kBf16};
+  require(bridge::combine(p, nullptr) == cudaErrorInvalidValue, "a gate without a shared expert is refused");
+  bridge::CombineShared s{nullptr, nullptr, nullptr, nullptr, nullptr, 1, 12, DType::kBf16};
+  require(bridge::combine_shared(s, nullptr) == cudaErrorInvalidValue, "a width of half pieces is refused in the shared term");
+  s = {nullptr, nullptr, nullptr, nullptr, nullptr, -1, 16, DType::kBf16};
+  require(bridge::combine_shared(s, nullptr) == cudaErrorInvalidValue, "fewer than no tokens are refused");
 }
 
 }  // namespace
