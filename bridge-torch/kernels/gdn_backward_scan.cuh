@@ -18,7 +18,7 @@ struct Back {
   Bf16 gradient[kD * kPitchV];  // B
   Bf16 d_delta[kC * kPitchV];
   Bf16 scaled_out[kC * kPitchV];  // rho_q e^G / sqrt(128) o dO
-  Bf16 d_x[kC * kPitchV];         // rho_k o dX
+  Bf16 d_x[kC * kPitchV];         // what rounding took from d_delta; from Y on rho_k o dX
 };
 
 // Rows of the workspace: B behind every chunk, Y, partial sums of d_a_log and d_dt_bias.
@@ -68,8 +68,8 @@ static __global__ void __launch_bounds__(kBlock) back_scan_kernel(GdnBackward p,
 
     float from_keys[1][4][4] = {};  // K B of the warp's 16 tokens
     add_from_state(from_keys, {now.keys}, warp * 16, s.gradient);
-    // P^T dO: the warp's tokens as keys, those behind them as queries.
-    float d_delta[4][4] = {};
+    // P^T dO: the warp's tokens as keys, those behind them as queries. It becomes dDelta, then Y.
+    float y[4][4] = {};
     for (int step = warp; step < kC / 16; ++step) {
       float scores[2][4] = {};
       add_row_products(scores, now.keys, warp * 16, now.queries, step * 16);
@@ -77,7 +77,7 @@ static __global__ void __launch_bounds__(kBlock) back_scan_kernel(GdnBackward p,
       make_a(left, warp * 16, step * 16, [&](int row, int column, int i, int j) {
         return scores[i][j] * (now.rho_k[row] * now.rho_q[column] * gamma_of(now.decay, column, row));
       });
-      add_product<kPitchV>(d_delta, left, now.columns, step * 16, 0);
+      add_product<kPitchV>(y, left, now.columns, step * 16, 0);
     }
     const float last = now.decay[kC - 1];
     BRIDGE_UNROLL
@@ -87,20 +87,26 @@ static __global__ void __launch_bounds__(kBlock) back_scan_kernel(GdnBackward p,
       const float out_scale = kQueryScale * now.rho_q[row] * __expf(now.decay[row]);
       BRIDGE_UNROLL
       for (int n = 0; n < 4; ++n) {
-        put_pair(s.d_delta + row * kPitchV + n * 8 + pair, kQueryScale * d_delta[n][2 * half] + scale * from_keys[0][n][2 * half],
-                 kQueryScale * d_delta[n][2 * half + 1] + scale * from_keys[0][n][2 * half + 1]);
+        y[n][2 * half] = kQueryScale * y[n][2 * half] + scale * from_keys[0][n][2 * half];
+        y[n][2 * half + 1] = kQueryScale * y[n][2 * half + 1] + scale * from_keys[0][n][2 * half + 1];
+        const unsigned rounded = pack_bf16(y[n][2 * half], y[n][2 * half + 1]);
+        put_pair(s.d_delta + row * kPitchV + n * 8 + pair, low_of(rounded), high_of(rounded));
+        put_pair(s.d_x + row * kPitchV + n * 8 + pair, y[n][2 * half] - low_of(rounded), y[n][2 * half + 1] - high_of(rounded));
         const unsigned value = pair_at<kPitchV>(now.columns, row, n * 8 + pair);
         put_pair(s.scaled_out + row * kPitchV + n * 8 + pair, out_scale * low_of(value), out_scale * high_of(value));
       }
     }
     __syncthreads();  // dDelta of all tokens
 
-    float y[4][4] = {};
+    // Y = dDelta + (T - 1)^T dDelta: where keys are alike a small difference of large terms. Most of the sum comes from the
+    // tokens next behind, so those of the warp's own count with all their digits.
     for (int step = warp; step < kC / 16; ++step) {
       unsigned left[4];
       load_a_transposed<kPitchC>(left, now.inverse, step * 16, warp * 16);
-      times_gamma<true>(left, warp * 16, step * 16, now.decay);
       add_product<kPitchV>(y, left, s.d_delta, step * 16, 0);
+      if (step == warp) {
+        add_product<kPitchV>(y, left, s.d_x, step * 16, 0);
+      }
     }
     BRIDGE_UNROLL
     for (int half = 0; half < 2; ++half) {

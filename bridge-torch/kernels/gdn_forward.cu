@@ -1,13 +1,13 @@
 // The gated delta rule, forward, in two kernels: prepare_kernel (gdn_prepare.cuh) and scan_kernel. Operator: gdn_forward.hpp.
 //
 // Chunk of m <= 64 tokens, K and Q as stored, rho their inverse lengths, G the running sum of g, Gamma_ij = e^(G_i - G_j) for
-// i >= j (the exponent is masked before exp, so nothing overflows), T = inverse o Gamma, S the state in front:
+// i >= j (the exponent is masked before exp, so nothing overflows), T of gdn_forward.hpp, S the state in front:
 //   R = V - e^G o rho_k o (K S);  Delta = T (beta o R)
 //   O = rho_q / sqrt(128) o (e^G o (Q S) + (Q K^T o Gamma o rho_k) Delta);  S = e^(G_m) S + K^T (rho_k o e^(G_m - G) o Delta)
 // q and k are never normalised in memory: their lengths go into float32 epilogues.
 //
 // scan_kernel (blocks and tiles: gdn_scan.cuh): S stays in registers in float32 (32 keys x 32 columns a warp) and goes to shared
-// memory in bf16 as an operand. Gamma is applied to operands in registers; products above the diagonal are left out. Chunk
+// memory in bf16 as an operand. T's diagonal is added in float32, products above it are left out. Chunk
 // i + 1 is copied while chunk i is worked on: 2 x (K 17, Q 17, inverse 9, V 5, scalars 1) + S 10 + R 5 + Delta 2 x 5 KB = 123 KB.
 //
 // bf16 operands, float32 sums; heads of 128; sm_80 and newer (mma.sync, cp.async, ldmatrix). Defined by: transformers,
@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kBlock) scan_kernel(GdnForward p) {
     add_from_state(products, {now.keys, now.queries}, warp * 16, s.state);
     auto& from_keys = products[0];
     auto& output = products[1];
+    float delta[4][4];
     BRIDGE_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int row = warp * 16 + group + half * 8;
@@ -85,20 +86,19 @@ __global__ void __launch_bounds__(kBlock) scan_kernel(GdnForward p) {
       BRIDGE_UNROLL
       for (int n = 0; n < 4; ++n) {
         const unsigned value = pair_at<kPitchV>(now.columns, row, n * 8 + pair);
-        put_pair(s.residual + row * kPitchV + n * 8 + pair, beta * (low_of(value) - scale * from_keys[n][2 * half]),
-                 beta * (high_of(value) - scale * from_keys[n][2 * half + 1]));
+        delta[n][2 * half] = beta * (low_of(value) - scale * from_keys[n][2 * half]);
+        delta[n][2 * half + 1] = beta * (high_of(value) - scale * from_keys[n][2 * half + 1]);
+        put_pair(s.residual + row * kPitchV + n * 8 + pair, delta[n][2 * half], delta[n][2 * half + 1]);
         output[n][2 * half] *= decayed;
         output[n][2 * half + 1] *= decayed;
       }
     }
     __syncthreads();  // beta o R of all tokens
 
-    // Delta = T (beta o R): tokens behind the warp's own have no part in it.
-    float delta[4][4] = {};
+    // Delta = beta o R + (T - 1) (beta o R): tokens behind the warp's own have no part in it.
     for (int step = 0; step <= warp; ++step) {
       unsigned left[4];
       load_a<kPitchC>(left, now.inverse, warp * 16, step * 16);
-      times_gamma<false>(left, warp * 16, step * 16, now.decay);
       add_product<kPitchV>(delta, left, s.residual, step * 16, 0);
     }
     const float last = now.decay[kC - 1];
@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(kBlock) scan_kernel(GdnForward p) {
         put_pair(s.delta + row * kPitchV + n * 8 + pair, low, high);
         put_pair(s.scaled + row * kPitchV + n * 8 + pair, scale * low, scale * high);
         if (p.delta != nullptr && row < chunk.tokens) {
-          put_pair(static_cast<Bf16*>(p.delta) + (static_cast<int64_t>(chunk.first) + row) * stride + columns + n * 8 + pair, low, high);
+          const int64_t token = static_cast<int64_t>(chunk.first) + row;
+          put_pair(static_cast<Bf16*>(p.delta) + token * stride + columns + n * 8 + pair, low, high);
         }
       }
     }

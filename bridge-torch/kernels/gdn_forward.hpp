@@ -28,7 +28,8 @@ struct GdnForward {
   float* rho_k;
   float* decay;         // [tokens, value_heads]: sum of g from the chunk's start
   float* beta;          // [tokens, value_heads]
-  void* inverse;        // [tokens, value_heads, 64] bf16: the rows of (I + tril(diag(beta) K K^T, -1))^-1 of the token's chunk
+  void* inverse;        // [tokens, value_heads, 64] bf16: the token's row of T - 1 in its chunk, where
+                        // T = (1 + tril(diag(beta) K K^T o Gamma, -1))^-1 and Gamma_ij = e^(decay_i - decay_j)
   void* delta;          // [tokens, value_heads, 128] bf16 or null: Delta, for the backward
   const Chunk* chunks;  // of chunk_map with size kGdnChunk
   const int* first_chunk;

@@ -1,8 +1,10 @@
 // First kernel of the gated delta rule: all that does not depend on the state. A block a chunk and key head.
 //
 // rho of q and k, A = K K^T once for the r value heads of the key head (mma, then scaled in float32), and for each value head
-// the gates, their running sum and the inverse of I + tril(diag(beta) A, -1): four 16x16 blocks by forward substitution, a
-// column a lane, then 16 -> 32 -> 64 by T21 = -T22 (L21 T11) in float32.
+// the gates, their running sum and the inverse of 1 + tril(diag(beta) A, -1): four 16x16 blocks by forward substitution, a
+// column a lane, then 16 -> 32 -> 64 by T21 = -T22 (L21 T11) in float32. Gamma goes over the finished inverse, which is the same
+// as inverting with it and never divides by a decay; then comes the one rounding. The ones on the diagonal are left to the scans,
+// which add them in float32.
 #pragma once
 
 #include "gdn_forward.hpp"
@@ -19,7 +21,7 @@ struct Prepare {
   float scratch[32 * 33];
   float rho[kC];
   float beta[kC];
-  float gate[kC];
+  float gate[kC];  // g, then its running sum
 };
 
 // inverse[row0.., column0..] = -T22 (L21 T11) for all pairs of finished diagonal blocks of kSize.
@@ -140,6 +142,7 @@ static __global__ void __launch_bounds__(kBlock) prepare_kernel(GdnForward p) {
       BRIDGE_UNROLL
       for (int i = 0; i < 2; ++i) {
         before += i == 0 ? first : second;
+        s.gate[2 * lane + i] = before;
         if (2 * lane + i < chunk.tokens) {
           p.decay[(static_cast<int64_t>(chunk.first) + 2 * lane + i) * p.value_heads + head] = before;
         }
@@ -169,7 +172,7 @@ static __global__ void __launch_bounds__(kBlock) prepare_kernel(GdnForward p) {
         float values[8];
         BRIDGE_UNROLL
         for (int j = 0; j < 8; ++j) {
-          values[j] = s.inverse[row * kPitchA + column + j];
+          values[j] = column + j < row ? s.inverse[row * kPitchA + column + j] * gamma_of(s.gate, row, column + j) : 0.0f;
         }
         store(static_cast<Bf16*>(p.inverse) + ((static_cast<int64_t>(chunk.first) + row) * p.value_heads + head) * kC + column,
               values);

@@ -31,7 +31,8 @@ struct Stage : Scalars {
 struct TokenOf {
   int64_t row;
   bool valid;
-  __device__ TokenOf(const Chunk& chunk, int i) : row(chunk.first + (i < chunk.tokens ? i : chunk.tokens - 1)), valid(i < chunk.tokens) {}
+  __device__ __forceinline__ TokenOf(const Chunk& chunk, int i)
+      : row(chunk.first + (i < chunk.tokens ? i : chunk.tokens - 1)), valid(i < chunk.tokens) {}
 };
 
 template <class Parameters>
@@ -53,10 +54,10 @@ __device__ __forceinline__ void fetch_gates(const Parameters& p, Scalars& s, con
 // Starts the copy of the keys and queries of a chunk.
 template <int kThreads, class Parameters>
 __device__ __forceinline__ void fetch_keys(const Parameters& p, Bf16* keys, Bf16* queries, const Chunk& chunk, int key_head) {
-  const int64_t token = chunk.first;
-  copy_rows<kD, kPitchD, kThreads>(keys, static_cast<const Bf16*>(p.k) + token * p.k_stride + key_head * kD, p.k_stride, chunk.tokens);
-  copy_rows<kD, kPitchD, kThreads>(queries, static_cast<const Bf16*>(p.q) + token * p.q_stride + key_head * kD, p.q_stride,
-                                   chunk.tokens);
+  const Bf16* k = static_cast<const Bf16*>(p.k) + chunk.first * p.k_stride + key_head * kD;
+  const Bf16* q = static_cast<const Bf16*>(p.q) + chunk.first * p.q_stride + key_head * kD;
+  copy_rows<kD, kPitchD, kThreads>(keys, k, p.k_stride, chunk.tokens);
+  copy_rows<kD, kPitchD, kThreads>(queries, q, p.q_stride, chunk.tokens);
 }
 
 // Where a block of a scan is.
@@ -71,14 +72,15 @@ struct ScanBlock {
 
 // Starts the copy of a chunk's rows; those of `columns` are kD wide a head, with tokens `stride` elements apart.
 template <class Parameters>
-__device__ __forceinline__ void fetch(const Parameters& p, Stage& stage, const Chunk& chunk, const ScanBlock& at, const void* columns,
-                                      int64_t stride) {
+__device__ __forceinline__ void fetch(const Parameters& p, Stage& stage, const Chunk& chunk, const ScanBlock& at,
+                                      const void* columns, int64_t stride) {
   const int key_head = at.head / (p.value_heads / p.key_heads), thread = static_cast<int>(threadIdx.x);
   const int64_t token = chunk.first, heads = p.value_heads;
   fetch_keys<kBlock>(p, stage.keys, stage.queries, chunk, key_head);
-  copy_rows<kC, kPitchC>(stage.inverse, static_cast<const Bf16*>(p.inverse) + (token * heads + at.head) * kC, heads * kC, chunk.tokens);
-  copy_rows<kColumns, kPitchV>(stage.columns, static_cast<const Bf16*>(columns) + token * stride + at.head * kD + at.first_column, stride,
-                               chunk.tokens);
+  const Bf16* inverse = static_cast<const Bf16*>(p.inverse) + (token * heads + at.head) * kC;
+  const Bf16* first = static_cast<const Bf16*>(columns) + token * stride + at.head * kD + at.first_column;
+  copy_rows<kC, kPitchC>(stage.inverse, inverse, heads * kC, chunk.tokens);
+  copy_rows<kColumns, kPitchV>(stage.columns, first, stride, chunk.tokens);
   if (thread < kC) {
     fetch_lengths(p, stage, chunk, key_head, thread);
   } else {
@@ -168,7 +170,8 @@ __device__ __forceinline__ void keep_columns(Bf16* columns, const Bf16* shared) 
 
 // out[which] += rows[which][row.. + 16, 128] state: products of tokens with the block's columns of the state.
 template <int kCount>
-__device__ __forceinline__ void add_from_state(float (&out)[kCount][4][4], const Bf16* const (&rows)[kCount], int row, const Bf16* state) {
+__device__ __forceinline__ void add_from_state(float (&out)[kCount][4][4], const Bf16* const (&rows)[kCount], int row,
+                                               const Bf16* state) {
   BRIDGE_UNROLL
   for (int step = 0; step < kD / 16; ++step) {
     unsigned a[kCount][4];

@@ -92,7 +92,8 @@ __device__ __forceinline__ void make_a(unsigned (&a)[4], int first_row, int firs
 
 // out[16 rows, 8 kTiles columns] += a right[row.. + 16, column..].
 template <int kPitch, int kTiles>
-__device__ __forceinline__ void add_product(float (&out)[kTiles][4], const unsigned (&a)[4], const Bf16* right, int row, int column) {
+__device__ __forceinline__ void add_product(float (&out)[kTiles][4], const unsigned (&a)[4], const Bf16* right, int row,
+                                            int column) {
   BRIDGE_UNROLL
   for (int n = 0; n < kTiles / 2; ++n) {
     unsigned b[4];
@@ -103,7 +104,8 @@ __device__ __forceinline__ void add_product(float (&out)[kTiles][4], const unsig
 
 // out[16 rows, 8 kTiles columns] += left[row.., 128] right[first.., 128]^T.
 template <int kTiles>
-__device__ __forceinline__ void add_row_products(float (&out)[kTiles][4], const Bf16* left, int row, const Bf16* right, int first) {
+__device__ __forceinline__ void add_row_products(float (&out)[kTiles][4], const Bf16* left, int row, const Bf16* right,
+                                                 int first) {
   BRIDGE_UNROLL
   for (int step = 0; step < kD / 16; ++step) {
     unsigned a[4];
@@ -123,27 +125,6 @@ __device__ __forceinline__ float between(float high, float low) { return __expf(
 // How much of what token `earlier` writes token `later` sees; nothing where it is not later. The exponent is masked before exp.
 __device__ __forceinline__ float gamma_of(const float* decay, int later, int earlier) {
   return earlier <= later ? between(decay[later], decay[earlier]) : 0.0f;
-}
-
-// An A operand o Gamma, or o its transpose, where the tokens of the columns are the later ones. Spelt out, because with two calls
-// of gamma_of a word scan_kernel takes two registers more.
-template <bool kTransposed>
-__device__ __forceinline__ void times_gamma(unsigned (&a)[4], int first_row, int first_column, const float* decay) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  BRIDGE_UNROLL
-  for (int word = 0; word < 4; ++word) {
-    const int row = first_row + lane / 4 + word % 2 * 8, column = first_column + lane % 4 * 2 + word / 2 * 8;
-    const float of_row = decay[row];
-    float low, high;
-    if constexpr (kTransposed) {
-      low = row <= column ? between(decay[column], of_row) : 0.0f;
-      high = row <= column + 1 ? between(decay[column + 1], of_row) : 0.0f;
-    } else {
-      low = column <= row ? between(of_row, decay[column]) : 0.0f;
-      high = column + 1 <= row ? between(of_row, decay[column + 1]) : 0.0f;
-    }
-    a[word] = pack_bf16(low_of(a[word]) * low, high_of(a[word]) * high);
-  }
 }
 
 // log(1 + e^x).

@@ -79,7 +79,7 @@ double norm(const Values& values) {
   return std::sqrt(sum);
 }
 
-void compare(const Inputs& in, const Upstream& up, bool equal_keys, bool all_schedules) {
+void compare(const Inputs& in, const Upstream& up, double d_v_tolerance, bool all_schedules) {
   const GdnCase& c = in.c;
   const auto hv = static_cast<size_t>(c.value_heads);
   const GdnGradients ref = gdn_gradients(c, up.out, up.state);
@@ -102,8 +102,7 @@ void compare(const Inputs& in, const Upstream& up, bool equal_keys, bool all_sch
   };
   close("d_q", ref.q, 8e-3, 1e-3);
   close("d_k", ref.k, 8e-3, 1e-3);
-  // Y = T^T dDelta is a small difference of large terms where keys are the same: twice what was seen, as everywhere.
-  close("d_v", ref.v, equal_keys ? 2e-2 : 8e-3, 1e-3);
+  close("d_v", ref.v, d_v_tolerance, 1e-3);
   // A gradient of beta is a dot product whose sum may be anything: the bound is on its terms.
   close("d_b", d_b, 8e-3, norm(terms));
   close("d_a", d_a, 1.2e-2, 1e-3);
@@ -134,7 +133,9 @@ void random_case(unsigned seed, const Pack& pack, int key_heads, int ratio, Deca
   if (std::strcmp(kind, "state only") == 0) {
     std::fill(up.out.begin(), up.out.end(), 0.0);
   }
-  compare(in, up, std::strcmp(kind, "equal keys") == 0, all_schedules);
+  // With all keys the same and nothing forgotten, Y is a small difference of large terms: twice what was seen, as everywhere.
+  const bool cancels = decay == Decay::kNone && std::strcmp(kind, "equal keys") == 0;
+  compare(in, up, cancels ? 2e-2 : 8e-3, all_schedules);
 }
 
 // The reference's gradients are those of every golden.
@@ -171,6 +172,10 @@ int main(int, char** arguments) {
   for (const char* kind : {"beta 0", "beta 1", "beta 30", "equal keys", "zero rows", "correlated", "exact gates", "state only"}) {
     random_case(seed++, {"129", {129}, 0, false}, 1, 1, Decay::kSlow, kind, true, false);
   }
+  for (unsigned cancelling : {100u, 101u, 109u, 120u}) {  // 9e-3 where dDelta is rounded on its way to the next tokens
+    random_case(cancelling, {"129", {129}, 0, false}, 1, 1, Decay::kSlow, "equal keys", true, false);
+  }
+  random_case(109, {"129", {129}, 0, false}, 1, 1, Decay::kNone, "equal keys", true, false);
   random_case(seed++, {"1000", {1000}, 0, false}, 1, 1, Decay::kReal, "random", false, false);
   context() = "gdn_backward refusals";
   using P = bridge::GdnBackward;

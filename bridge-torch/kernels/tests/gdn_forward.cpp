@@ -34,6 +34,7 @@ void compare_prepared(const Inputs& in, Outputs& found) {
       const size_t m = std::min<size_t>(64, static_cast<size_t>(length) - chunk);
       for (size_t head = 0; head < hv; ++head) {
         double sum = 0.0;
+        Values sums;
         std::vector<Values> keys(m), rows(m);
         for (size_t i = 0; i < m; ++i) {
           const size_t token = first + chunk + i;
@@ -47,7 +48,8 @@ void compare_prepared(const Inputs& in, Outputs& found) {
           }
           sum += c.g[token * hv + head];
           require(std::abs(found["decay"][token * hv + head] - sum) <= 2e-6 * std::abs(sum) + 1e-7, "decay is the sum of g in the chunk");
-          // Row i of the inverse: e_i - beta_i sum_j (k_i k_j) row j.
+          sums.push_back(sum);
+          // Row i of T: e_i - beta_i sum_j (k_i k_j) Gamma_ij row j.
           rows[i].assign(64, 0.0);
           rows[i][i] = 1.0;
           for (size_t j = 0; j < i; ++j) {
@@ -56,11 +58,12 @@ void compare_prepared(const Inputs& in, Outputs& found) {
               product += keys[i][d] * keys[j][d];
             }
             for (size_t column = 0; column <= j; ++column) {
-              rows[i][column] -= c.beta[token * hv + head] * product * rows[j][column];
+              rows[i][column] -= c.beta[token * hv + head] * product * std::exp(sums[i] - sums[j]) * rows[j][column];
             }
           }
           for (size_t column = 0; column < 64; ++column) {
-            worst = std::max(worst, std::abs(found["inverse"][(token * hv + head) * 64 + column] - rows[i][column]));
+            const double off = found["inverse"][(token * hv + head) * 64 + column] - rows[i][column] + (column == i ? 1.0 : 0.0);
+            worst = std::isnan(off) ? INFINITY : std::max(worst, std::abs(off));
           }
         }
       }
