@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | bench | ffi | install | test-ffi | kernels-check | test-peers      (see README.md)
+# make setup | demo | test | lint | bench | kernels | ffi | install | test-ffi | kernels-check | test-peers      (see README.md)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-ffi demo test test-ffi lint bench ffi install torch-ops kernels-check fuzz test-peers clean-demo
+.PHONY: help setup setup-ffi demo test test-ffi lint bench kernels ffi install torch-ops kernels-check fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
@@ -24,19 +24,23 @@ else
 LIBTORCH_READY := .libtorch
 endif
 
-# A CUDA toolkit of your own: make CUDA_HOME=/usr/local/cuda kernels-check
+# A CUDA toolkit of your own: make CUDA_HOME=/usr/local/cuda ... (the build finds it in CUDA_HOME or PATH, too)
 ifdef CUDA_HOME
 NVCC_READY :=
 else
 NVCC_READY := $(VENV)/nvcc
 endif
 
+# What a build of the whole workspace wants.
+READY = $(LIBTORCH_READY) $(NVCC_READY)
+
 help:
-	@echo 'make setup       what a build needs: libtorch into .venv (CUDA=1 for a GPU; LIBTORCH=DIR to use your own)'
+	@echo 'make setup       what a build needs: libtorch and nvcc into .venv (CUDA=1 for a GPU; LIBTORCH=DIR, CUDA_HOME=DIR for your own)'
 	@echo 'make demo        fine-tune the tiny MoE model on pictures of shapes and ask it about them'
 	@echo 'make test        every test'
 	@echo 'make lint        format, clippy and docs, warnings as errors'
 	@echo 'make bench       the criterion suites'
+	@echo 'make kernels     every CUDA kernel: into the release binary, and as target/kernels/libmegatron_bridge_kernels.so for Python'
 	@echo 'make ffi         libmegatron_bridge, shared and static, into target/ffi, for C++ and C'
 	@echo 'make install     it with its headers, CMake package and pkg-config file: make install PREFIX=/opt/megatron-bridge'
 	@echo 'make torch-ops   the operator library for jobs in Python: make torch-ops PYTHON=python3 (one that has torch)'
@@ -46,7 +50,7 @@ help:
 	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
 	@echo 'make test-peers  the same checkpoints through transformers, torch and Megatron-Core (installs them into $(PEERS))'
 
-setup: tools $(LIBTORCH_READY)
+setup: tools $(READY)
 	@echo 'ready: make demo, make test, or cargo run --release -p trainer -- --help'
 
 .PHONY: tools
@@ -80,16 +84,16 @@ $(VENV)/bin/cmake: | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(CMAKE_WHEEL)
 	touch $@
 
-demo: tools $(LIBTORCH_READY)
+demo: tools $(READY)
 	cargo build --release -p trainer
 	rm -rf demo
 	cargo run --release --quiet -p trainer -- demo --model tests/goldens/checkpoints/moe_vl \
 	  --data tests/goldens/data/shapes/train.jsonl --output demo
 
-test: tools $(LIBTORCH_READY)
+test: tools $(READY)
 	cargo test --release --workspace
 
-lint: tools $(LIBTORCH_READY)
+lint: tools $(READY)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo clippy --release -p trainer -p tests -p benches --no-default-features --all-targets -- -D warnings
@@ -97,20 +101,30 @@ lint: tools $(LIBTORCH_READY)
 	cargo clippy --release -p fuzz --features libfuzzer --bins -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
 
-bench: tools $(LIBTORCH_READY)
+bench: tools $(READY)
 	cargo bench -p benches
 
 # The library for C++ and C; it needs no libtorch.
 ffi: tools
 	bridge-ffi/link.sh target/ffi
 
+# The operators are built against the torch of PYTHON, or without one against the libtorch of make setup.
+kernels: tools $(READY)
+	cargo build --release -p trainer
+	CUDA_HOME="$${CUDA_HOME:-$$(realpath $(VENV)/nvcc)}" bridge-torch/kernels/operators target/kernels/operators \
+	  "$(if $(PYTHON),$$($(PYTHON) -c 'import torch; print(torch.__path__[0])'),$(or $(LIBTORCH),.libtorch))"
+	mv target/kernels/operators/libmegatron_bridge_kernels.so target/kernels/
+	target/release/trainer info
+
 kernels-check: $(NVCC_READY)
 	CUDA_HOME="$${CUDA_HOME:-$$(realpath $(VENV)/nvcc)}" bridge-torch/kernels/check target/kernels
 
-# The symbolic link hides the Python version and is made last: it marks a whole installation.
+# The symbolic link hides the Python version and is made last: it marks a whole installation. A build that found no nvcc looks
+# again once its build script has changed.
 $(VENV)/nvcc: | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(NVCC)
 	ln -sfn "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13" $@
+	touch bridge-torch/build.rs
 
 # A build of its own: the flags of the instrumentation would rebuild everything else.
 TARGET ?= common_pt
@@ -121,7 +135,7 @@ fuzz: tools
 	  target/fuzz/$(TARGET) tests/fuzz/corpus/$(TARGET) -- -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048
 
 # Peers are test partners: nothing that users run depends on them.
-test-peers: tools $(LIBTORCH_READY) $(PEERS)/ready
+test-peers: tools $(READY) $(PEERS)/ready
 	cargo build --release -p trainer
 	$(PEERS)/bin/python tests/peers/megatron_loads_output.py --trainer target/release/trainer
 	$(PEERS)/bin/python tests/peers/transformers_loads_output.py --trainer target/release/trainer
@@ -138,7 +152,7 @@ $(PEERS)/ready:
 install: ffi
 	bridge-ffi/install.sh $(PREFIX) target/ffi $(VERSION)
 
-test-ffi: setup-ffi $(LIBTORCH_READY) ffi
+test-ffi: setup-ffi $(READY) ffi
 	cargo build --release -p trainer
 	tests/ffi/installed/run.sh target/release/trainer target/ffi $(VERSION)
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 fn main() {
     if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+        // The operators of the kernels are compiled against it when their tests run.
+        println!("cargo::rustc-env=LIBTORCH_LIB={lib}");
     }
     ffi_cases();
 }

@@ -102,6 +102,16 @@ pub enum BatchError {
         /// What would do, in words.
         allowed: String,
     },
+    /// Padding in the middle of a sample, which kernels do not skip.
+    #[error(
+        "`attention_mask` is 0 in sample {sample} at position {position}, between real tokens; the kernels of `gdn` take padding at the ends of rows, so move it there or use kernels `gdn=reference`"
+    )]
+    Hole {
+        /// Row of the batch.
+        sample: usize,
+        /// Column of the batch.
+        position: usize,
+    },
     /// A batch without a token.
     #[error("`input_ids` is empty (shape {found:?}); a batch needs at least one token")]
     Empty {

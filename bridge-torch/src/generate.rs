@@ -298,6 +298,7 @@ impl<'a> Run<'a> {
                 mask: self.mask.as_ref().map(Tensor::shallow_clone),
             },
             mask: None,
+            hole: None,
             position_ids: positions.repeat([3, 1, 1]),
             rope_deltas: self.rope_deltas.clone(),
             lengths: self.lengths.clone(),

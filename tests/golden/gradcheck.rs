@@ -3,6 +3,7 @@
 use bridge_torch::ops::attention::attention;
 use bridge_torch::ops::loss::linear_cross_entropy;
 use bridge_torch::ops::moe::{Routing, experts};
+use bridge_torch::ops::policy::Kernels;
 use bridge_torch::ops::sequences::Sequences;
 use tch::{Device, Kind, Tensor};
 use tests::seeded;
@@ -71,7 +72,7 @@ fn cross_entropy_has_the_gradients_of_finite_differences_with_ignored_targets() 
     ] {
         let targets = Tensor::from_slice(&targets);
         gradcheck("cross entropy", &[&hidden, &weight], || {
-            linear_cross_entropy(&hidden, &weight, &targets, 4.0)
+            linear_cross_entropy(Kernels::REFERENCE, &hidden, &weight, &targets, 4.0)
         });
     }
 }
@@ -86,7 +87,7 @@ fn cross_entropy_of_many_rows_and_far_logits_equals_libtorch() {
         let logits = x.matmul(&weight.tr());
         let plain =
             logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100, 0.0);
-        let ours = linear_cross_entropy(&x, &weight, &targets, 10.0);
+        let ours = linear_cross_entropy(Kernels::REFERENCE, &x, &weight, &targets, 10.0);
         same("cross entropy", &[&hidden, &weight], &ours, &(plain / 10.0));
     }
 }
@@ -103,7 +104,7 @@ fn experts_have_the_gradients_of_finite_differences_also_without_tokens() {
         weights: weights.shallow_clone(),
         experts: choices,
     };
-    let run = || experts(&x, &routing, &fc1, &fc2);
+    let run = || experts(Kernels::REFERENCE, &x, &routing, &fc1, &fc2);
     gradcheck("experts", &[&x, &weights, &fc1, &fc2], run);
     let grads = Tensor::run_backward(&[run().sum(Kind::Double)], &[&fc1, &fc2], false, false);
     for grad in grads {

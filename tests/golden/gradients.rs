@@ -2,9 +2,10 @@
 
 use bridge_torch::ops::conv1d::causal_conv1d_silu;
 use bridge_torch::ops::delta_rule::gated_delta_rule;
-use bridge_torch::ops::gdn::{GdnDims, GdnState, GdnWeights, gdn_core, gdn_gates};
+use bridge_torch::ops::gdn::{GdnContext, GdnDims, GdnState, GdnWeights, gdn_core, gdn_gates};
 use bridge_torch::ops::moe::{load_balancing_loss, route};
 use bridge_torch::ops::norm::{rms_norm, rms_norm_gated};
+use bridge_torch::ops::policy::Kernels;
 use bridge_torch::ops::rotary::{apply_rotary, mrope_cos_sin};
 use bridge_torch::ops::sequences::Sequences;
 use bridge_torch::ops::swiglu::swiglu;
@@ -176,7 +177,13 @@ fn gdn_core_has_the_slopes_of_its_output_with_and_without_a_state() {
                     dt_bias: &inputs[3],
                     out_norm: &inputs[4],
                 };
-                let (out, _) = gdn_core(&inputs[0], &weights, &dims, &sequences, state);
+                let context = GdnContext {
+                    sequences: &sequences,
+                    pack: None,
+                    state,
+                    state_wanted: false,
+                };
+                let (out, _) = gdn_core(Kernels::REFERENCE, &inputs[0], &weights, &dims, &context);
                 vec![real(out, &sequences)]
             });
         }
@@ -202,16 +209,20 @@ fn norms_and_activations_have_the_slopes_of_their_outputs() {
     let _generator = seeded(14);
     let (x, gate, weight) = (normal(&[3, 4, 8]), normal(&[3, 4, 8]), normal(&[8]));
     let inputs = [("x", &x), ("weight", &weight)];
-    check("rms_norm", &inputs, |x| vec![rms_norm(&x[0], &x[1], 1e-6)]);
+    check("rms_norm", &inputs, |x| {
+        vec![rms_norm(Kernels::REFERENCE, &x[0], &x[1], 1e-6)]
+    });
     // A large eps shows in the gradient.
     check("rms_norm, eps 1", &inputs, |x| {
-        vec![rms_norm(&x[0], &x[1], 1.0)]
+        vec![rms_norm(Kernels::REFERENCE, &x[0], &x[1], 1.0)]
     });
     let inputs = [("x", &x), ("gate", &gate), ("weight", &weight)];
     check("rms_norm_gated", &inputs, |x| {
         vec![rms_norm_gated(&x[0], &x[1], &x[2], 1e-6)]
     });
-    check("swiglu", &[("x", &x)], |x| vec![swiglu(&x[0])]);
+    check("swiglu", &[("x", &x)], |x| {
+        vec![swiglu(Kernels::REFERENCE, &x[0])]
+    });
     let (a, b, a_log, dt_bias) = (
         normal(&[2, 5, 3]),
         normal(&[2, 5, 3]),
@@ -234,10 +245,10 @@ fn norms_and_activations_have_the_slopes_of_their_outputs() {
 fn rotary_has_the_slopes_of_a_partial_rotation() {
     let _generator = seeded(15);
     let ids = Tensor::randint(50, [3, 2, 7], (Kind::Int64, Device::Cpu));
-    let (cos, sin) = mrope_cos_sin(&ids, 8, 1e4, [2, 1, 1], Kind::Double);
+    let (cos, sin) = mrope_cos_sin(Kernels::REFERENCE, &ids, 8, 1e4, [2, 1, 1], Kind::Double);
     let (q, k) = (normal(&[2, 7, 4, 12]), normal(&[2, 7, 2, 12]));
     check("rotary", &[("q", &q), ("k", &k)], |x| {
-        let (q, k) = apply_rotary(&x[0], &x[1], &cos, &sin);
+        let (q, k) = apply_rotary(Kernels::REFERENCE, &x[0], &x[1], &cos, &sin);
         vec![q, k]
     });
 }
@@ -247,7 +258,7 @@ fn router_has_the_slopes_of_its_weights_and_of_the_balancing_loss() {
     let _generator = seeded(16);
     let (first, second) = (normal(&[10, 6]), normal(&[10, 6]));
     check("router weights", &[("logits", &first)], |x| {
-        vec![route(&x[0], 3).weights]
+        vec![route(Kernels::REFERENCE, &x[0], 3).weights]
     });
     let inputs = [("first", &first), ("second", &second)];
     let mask = Tensor::arange(10, (Kind::Int64, Device::Cpu)).lt(7);

@@ -6,6 +6,7 @@ use bridge_torch::ops::conv1d::causal_conv1d_silu;
 use bridge_torch::ops::gdn::gdn_gates;
 use bridge_torch::ops::moe::{load_balancing_loss, route};
 use bridge_torch::ops::norm::{rms_norm, rms_norm_gated};
+use bridge_torch::ops::policy::Kernels;
 use bridge_torch::ops::rotary::{apply_rotary, mrope_cos_sin};
 use bridge_torch::ops::sequences::Sequences;
 use bridge_torch::ops::swiglu::swiglu;
@@ -167,7 +168,7 @@ fn norms_equal_transformers() {
     for (kind, tolerances) in KINDS {
         let case = Case::read("rms_norm_zero_centred", kind);
         let (x, weight) = (case.input("x"), case.input("weight"));
-        let out = rms_norm(&x, &weight, 1e-6);
+        let out = rms_norm(Kernels::REFERENCE, &x, &weight, 1e-6);
         case.check(
             &[("out", &out)],
             &[("x", &x), ("weight", &weight)],
@@ -204,7 +205,7 @@ fn swiglu_equals_transformers() {
     for (kind, tolerances) in KINDS {
         let case = Case::read("swiglu", kind);
         let (gate, up) = (case.input("gate"), case.input("up"));
-        let out = swiglu(&Tensor::cat(&[&gate, &up], -1));
+        let out = swiglu(Kernels::REFERENCE, &Tensor::cat(&[&gate, &up], -1));
         case.check(
             &[("out", &out)],
             &[("gate", &gate), ("up", &up)],
@@ -222,8 +223,14 @@ fn mrope_equals_transformers_and_stays_near_at_position_200000() {
         ] {
             let case = Case::read(name, kind);
             let (q, k, ids) = (case.input("q"), case.input("k"), case.input("position_ids"));
-            let (cos, sin) = mrope_cos_sin(&ids, dims, 1e7, section, kind);
-            let (q_out, k_out) = apply_rotary(&q.transpose(1, 2), &k.transpose(1, 2), &cos, &sin);
+            let (cos, sin) = mrope_cos_sin(Kernels::REFERENCE, &ids, dims, 1e7, section, kind);
+            let (q_out, k_out) = apply_rotary(
+                Kernels::REFERENCE,
+                &q.transpose(1, 2),
+                &k.transpose(1, 2),
+                &cos,
+                &sin,
+            );
             let (q_out, k_out) = (q_out.transpose(1, 2), k_out.transpose(1, 2));
             let outputs = [("cos", &cos), ("sin", &sin), ("q", &q_out), ("k", &k_out)];
             case.check(&outputs, &[("q", &q), ("k", &k)], (tolerance, tolerance));
@@ -238,7 +245,7 @@ fn router_chooses_and_balances_like_transformers() {
             let case = Case::read(name, kind);
             let (x, weight) = (case.input("x"), case.input("weight"));
             let logits = x.matmul(&weight.tr());
-            let routing = route(&logits, top_k);
+            let routing = route(Kernels::REFERENCE, &logits, top_k);
             let aux = load_balancing_loss(&[&logits], top_k, None);
             assert_eq!(routing.experts, *case.expected("out.experts"), "{name}");
             let outputs = [

@@ -15,12 +15,14 @@ inline constexpr size_t kStackBytes = size_t{64} << 10;
 
 #if defined(__x86_64__)
 
+// Weak, because the operator library has it once a source file.
 // A ucontext switch asks the kernel for the signal mask each time, which is most of what a barrier would cost.
 extern "C" void bridge_emulation_switch(void** save, void* load);
 asm(R"(
 .text
 .p2align 4
-.globl bridge_emulation_switch
+.weak bridge_emulation_switch
+.hidden bridge_emulation_switch
 .type bridge_emulation_switch, @function
 bridge_emulation_switch:
   pushq %rbp

@@ -69,9 +69,9 @@ impl Attention {
         let q = next().reshape([b, s, heads, d]);
         let gate = next().reshape([b, s, heads * d]);
         let (k, v) = (next(), next()); // [b, s, g, d]
-        let q = rms_norm(&q, &self.q_norm, self.eps);
-        let k = rms_norm(&k, &self.k_norm, self.eps);
-        let (q, k) = apply_rotary(&q, &k, context.cos, context.sin);
+        let q = rms_norm(context.kernels, &q, &self.q_norm, self.eps);
+        let k = rms_norm(context.kernels, &k, &self.k_norm, self.eps);
+        let (q, k) = apply_rotary(context.kernels, &q, &k, context.cos, context.sin);
         let (k, v) = match cache {
             Some(cache) => cache.append(&k, &v), // [b, t, g, d]
             None => (k, v),

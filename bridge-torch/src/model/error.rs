@@ -3,6 +3,7 @@
 use tch::TchError;
 
 use crate::batch::BatchError;
+use crate::ops::policy::PolicyError;
 
 /// Why the model cannot be built, run or saved.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum ModelError {
     /// Reading or writing the checkpoint failed.
     #[error("cannot move the checkpoint's tensors")]
     Checkpoint(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The kernels that were asked for cannot run.
+    #[error(transparent)]
+    Kernels(#[from] PolicyError),
     /// libtorch refused an operation.
     #[error("libtorch refused an operation")]
     Torch(#[from] TchError),

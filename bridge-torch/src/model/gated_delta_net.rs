@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::ModelError;
 use super::layer::Context;
 use super::linear::Linear;
-use crate::ops::gdn::{GdnDims, GdnState, GdnWeights, gdn_core};
+use crate::ops::gdn::{GdnContext, GdnDims, GdnState, GdnWeights, gdn_core};
 use crate::params::ParamStore;
 
 /// `in_proj` (rows q, k, v, z, b, a), the convolution, the gates' parameters, `out_norm` and `out_proj`.
@@ -54,7 +54,12 @@ impl GatedDeltaNet {
         context: &Context<'_>,
         state: Option<&mut Option<GdnState>>,
     ) -> Tensor {
-        let before = state.as_ref().and_then(|state| state.as_ref());
+        let place = GdnContext {
+            sequences: context.sequences,
+            pack: context.pack,
+            state: state.as_ref().and_then(|state| state.as_ref()),
+            state_wanted: state.is_some(),
+        };
         let weights = GdnWeights {
             conv1d: &self.conv1d.squeeze_dim(1),
             a_log: &self.a_log,
@@ -62,9 +67,9 @@ impl GatedDeltaNet {
             out_norm: &self.out_norm,
         };
         let projected = self.in_proj.forward(x);
-        let (out, after) = gdn_core(&projected, &weights, &self.dims, context.sequences, before);
+        let (out, after) = gdn_core(context.kernels, &projected, &weights, &self.dims, &place);
         if let Some(state) = state {
-            *state = Some(after);
+            *state = after;
         }
         self.out_proj.forward(&out)
     }

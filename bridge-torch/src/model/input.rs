@@ -34,6 +34,8 @@ pub(crate) struct ModelInput {
     pub(crate) sequences: Sequences,
     /// `[batch, seq]`, true at real tokens; `None` when all are.
     pub(crate) mask: Option<Tensor>,
+    /// Row and column of the first padding between real tokens.
+    pub(crate) hole: Option<(usize, usize)>,
     /// `[3, batch, seq]`
     pub(crate) position_ids: Tensor,
     /// One a sample.
@@ -178,6 +180,7 @@ impl ModelInput {
         let mtp_targets = labels
             .as_ref()
             .map(|labels| shifted(labels, &sample_borders, 2, IGNORED));
+        let hole = mask.as_deref().and_then(|mask| hole(mask, table.seq()));
         let mask = mask.map(|mask| {
             Tensor::from_slice(&mask)
                 .view([rows, seq])
@@ -203,6 +206,7 @@ impl ModelInput {
                 .to_device(device),
             sequences,
             mask,
+            hole,
             position_ids: Tensor::from_slice(&position_ids)
                 .view([3, rows, seq])
                 .to_device(device),
@@ -230,6 +234,16 @@ impl Targets {
             count: i64::try_from(count).unwrap_or(i64::MAX),
         }
     }
+}
+
+/// Row and column of the first padding that has real tokens of its row on both sides.
+fn hole(mask: &[bool], seq: usize) -> Option<(usize, usize)> {
+    mask.chunks(seq).enumerate().find_map(|(row, mask)| {
+        let first = mask.iter().position(|&real| real)?;
+        let last = mask.iter().rposition(|&real| real)?;
+        let column = mask[first..last].iter().position(|&real| !real)?;
+        Some((row, first + column))
+    })
 }
 
 /// `spatial_merge_size`, 1 without a tower.

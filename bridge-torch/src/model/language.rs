@@ -10,6 +10,7 @@ use super::layer::{Context, DecoderLayer};
 use super::moe::RouterOutput;
 use super::mtp::MtpHead;
 use crate::ops::norm::rms_norm;
+use crate::ops::policy::Kernels;
 use crate::ops::rotary::mrope_cos_sin;
 use crate::params::ParamStore;
 
@@ -121,13 +122,13 @@ impl LanguageModel {
     }
 
     /// Angles of `[3, batch, seq]` positions.
-    pub(super) fn rotary(&self, position_ids: &Tensor) -> (Tensor, Tensor) {
+    pub(super) fn rotary(&self, kernels: Kernels, position_ids: &Tensor) -> (Tensor, Tensor) {
         let Rotary {
             dims,
             theta,
             section,
         } = self.rotary;
-        mrope_cos_sin(position_ids, dims, theta, section, self.kind())
+        mrope_cos_sin(kernels, position_ids, dims, theta, section, self.kind())
     }
 
     /// Runs all layers. `keep` asks for the hidden states, `routers` for what the routers decided.
@@ -162,7 +163,7 @@ impl LanguageModel {
         if let Some(cache) = cache {
             cache.length += input.seq;
         }
-        let hidden = rms_norm(&x, &self.final_norm, self.eps);
+        let hidden = rms_norm(context.kernels, &x, &self.final_norm, self.eps);
         if keep {
             hidden_states.push(x);
         }

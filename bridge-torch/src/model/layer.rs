@@ -9,15 +9,19 @@ use super::cache::LayerCache;
 use super::gated_delta_net::GatedDeltaNet;
 use super::mlp::Mlp;
 use super::moe::{MixtureOfExperts, RouterOutput};
-use crate::ops::norm::rms_norm;
-use crate::ops::sequences::Sequences;
+use crate::ops::norm::{add_rms_norm, rms_norm};
+use crate::ops::policy::Kernels;
+use crate::ops::sequences::{Pack, Sequences};
 use crate::params::ParamStore;
 
 /// What all layers of one forward pass share.
 #[derive(Debug)]
 pub(super) struct Context<'a> {
+    pub(super) kernels: Kernels,
     pub(super) sequences: &'a Sequences,
-    /// `[batch, seq, rotary dims]`
+    /// Of `sequences`, where kernels need it.
+    pub(super) pack: Option<&'a Pack>,
+    /// Of [`crate::ops::rotary::mrope_cos_sin`].
     pub(super) cos: &'a Tensor,
     pub(super) sin: &'a Tensor,
     /// Tokens that the cache holds already.
@@ -92,7 +96,8 @@ impl DecoderLayer {
         context: &Context<'_>,
         cache: Option<&mut LayerCache>,
     ) -> (Tensor, Option<RouterOutput>) {
-        let normed = rms_norm(x, &self.mixer_norm, self.eps);
+        let kernels = context.kernels;
+        let normed = rms_norm(kernels, x, &self.mixer_norm, self.eps);
         let mixed = match &self.mixer {
             Mixer::Attention(attention) => {
                 let cache = cache.map(|cache| &mut cache.keys_values);
@@ -102,12 +107,11 @@ impl DecoderLayer {
                 net.forward(&normed, context, cache.map(|cache| &mut cache.delta))
             }
         };
-        let x = x + mixed;
-        let normed = rms_norm(&x, &self.feed_norm, self.eps);
+        let (normed, x) = add_rms_norm(kernels, x, &mixed, &self.feed_norm, self.eps);
         let (fed, router) = match &self.feed {
-            FeedForward::Dense(mlp) => (mlp.forward(&normed), None),
+            FeedForward::Dense(mlp) => (mlp.forward(kernels, &normed), None),
             FeedForward::Experts(moe) => {
-                let (out, router) = moe.forward(&normed);
+                let (out, router) = moe.forward(kernels, &normed);
                 (out, Some(router))
             }
         };

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::ModelError;
 use super::linear::Linear;
+use crate::ops::policy::Kernels;
 use crate::ops::swiglu::swiglu;
 use crate::params::ParamStore;
 
@@ -22,7 +23,7 @@ impl Mlp {
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        self.fc2.forward(&swiglu(&self.fc1.forward(x)))
+    pub(super) fn forward(&self, kernels: Kernels, x: &Tensor) -> Tensor {
+        self.fc2.forward(&swiglu(kernels, &self.fc1.forward(x)))
     }
 }

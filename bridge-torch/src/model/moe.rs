@@ -7,6 +7,7 @@ use super::ModelError;
 use super::linear::Linear;
 use super::mlp::Mlp;
 use crate::ops::moe::{experts, route};
+use crate::ops::policy::Kernels;
 use crate::params::ParamStore;
 
 /// Experts of one layer; `fc1` `[experts, 2 I, hidden]`, `fc2` `[experts, hidden, I]`.
@@ -49,12 +50,13 @@ impl MixtureOfExperts {
     }
 
     /// `x`: `[batch, seq, hidden]`, normed; returns the same shape.
-    pub(super) fn forward(&self, x: &Tensor) -> (Tensor, RouterOutput) {
+    pub(super) fn forward(&self, kernels: Kernels, x: &Tensor) -> (Tensor, RouterOutput) {
         let rows = x.reshape([-1, x.size()[2]]);
         let logits = self.router.forward(&rows);
-        let routing = route(&logits, self.top_k);
-        let routed = experts(&rows, &routing, &self.fc1, &self.fc2);
-        let shared = self.shared_gate.forward(&rows).sigmoid() * self.shared.forward(&rows);
+        let routing = route(kernels, &logits, self.top_k);
+        let routed = experts(kernels, &rows, &routing, &self.fc1, &self.fc2);
+        let shared =
+            self.shared_gate.forward(&rows).sigmoid() * self.shared.forward(kernels, &rows);
         let output = RouterOutput {
             logits,
             experts: routing.experts,

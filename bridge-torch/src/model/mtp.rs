@@ -47,14 +47,14 @@ impl MtpHead {
     pub(super) fn forward(&self, next: &Tensor, hidden: &Tensor, context: &Context<'_>) -> Tensor {
         let joined = Tensor::cat(
             &[
-                rms_norm(next, &self.enorm, self.eps),
-                rms_norm(hidden, &self.hnorm, self.eps),
+                rms_norm(context.kernels, next, &self.enorm, self.eps),
+                rms_norm(context.kernels, hidden, &self.hnorm, self.eps),
             ],
             -1,
         );
         let (y, _router) = self
             .layer
             .forward(&self.eh_proj.forward(&joined), context, None);
-        rms_norm(&y, &self.final_norm, self.eps)
+        rms_norm(context.kernels, &y, &self.final_norm, self.eps)
     }
 }

@@ -11,9 +11,10 @@ use super::language::{LanguageModel, Scatter, TrunkOutput};
 use super::layer::Context;
 use super::options::{ForwardOptions, LossOptions, Losses, ModelOptions, ModelOutput};
 use super::vision::VisionTower;
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchError};
 use crate::ops::loss::linear_cross_entropy;
 use crate::ops::moe::load_balancing_loss;
+use crate::ops::policy::{Implementation, KernelFacts, Kernels, Op};
 use crate::params::ParamStore;
 
 /// Qwen3.5/3.6-VL, dense or mixture of experts, with Megatron-Core's parameters (`Qwen3VLModel` there).
@@ -24,6 +25,8 @@ pub struct Qwen3VlModel {
     pub(super) options: ModelOptions,
     vision: Option<VisionTower>,
     language: LanguageModel,
+    kernels: Kernels,
+    implementations: Vec<Implementation>,
 }
 
 /// Hidden states of one pass with what belongs to them.
@@ -50,6 +53,11 @@ impl Qwen3VlModel {
         params: ParamStore,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
+        let (kernels, implementations) = options.kernels.resolve(&KernelFacts {
+            config: Some(&config.text),
+            dtype: options.dtype,
+            device: options.device,
+        })?;
         params.set_trainable(|_| true);
         let vision = config
             .vision
@@ -63,7 +71,15 @@ impl Qwen3VlModel {
             options: options.clone(),
             vision,
             language,
+            kernels,
+            implementations,
         })
+    }
+
+    /// How each op is computed.
+    #[must_use]
+    pub fn implementations(&self) -> &[Implementation] {
+        &self.implementations
     }
 
     /// The parameters.
@@ -211,7 +227,13 @@ impl Qwen3VlModel {
         batch: &Batch,
         text_positions: TextPositions,
     ) -> Result<ModelInput, ModelError> {
-        ModelInput::new(batch, &self.config, text_positions, self.options.device)
+        let input = ModelInput::new(batch, &self.config, text_positions, self.options.device)?;
+        match input.hole {
+            Some((sample, position)) if self.kernels.run(Op::Gdn) => {
+                Err(BatchError::Hole { sample, position }.into())
+            }
+            _ => Ok(input),
+        }
     }
 
     /// An empty cache.
@@ -265,9 +287,16 @@ impl Qwen3VlModel {
         seen: i64,
         job: impl FnOnce(&Context<'_>) -> T,
     ) -> T {
-        let (cos, sin) = self.language.rotary(&input.position_ids);
+        let kernels = self.kernels;
+        let (cos, sin) = self.language.rotary(kernels, &input.position_ids);
+        // Once for all layers.
+        let pack = kernels
+            .run(Op::Gdn)
+            .then(|| input.sequences.pack(self.options.device));
         job(&Context {
+            kernels,
             sequences: &input.sequences,
+            pack: pack.as_ref(),
             cos: &cos,
             sin: &sin,
             seen,
@@ -291,6 +320,7 @@ impl Qwen3VlModel {
         let count = i32::try_from(targets.count.max(1)).map_or(f64::MAX, f64::from);
         let normalizer = normalizer.unwrap_or(count);
         linear_cross_entropy(
+            self.kernels,
             &rows,
             self.language.output_weight(),
             &targets.ids,

@@ -11,6 +11,7 @@ use super::vision_tables::VisionTables;
 use crate::ops::attention::attention;
 use crate::ops::compute_kind;
 use crate::ops::norm::layer_norm;
+use crate::ops::policy::Kernels;
 use crate::ops::rotary::apply_rotary;
 use crate::ops::sequences::Sequences;
 use crate::params::ParamStore;
@@ -193,7 +194,13 @@ impl Block {
         let mut next = || qkv.next().expect("the axis of q, k and v has length 3");
         let (q, k, v) = (next(), next(), next()); // [1, n, h, d]
         let wide = compute_kind(kind);
-        let (q, k) = apply_rotary(&q.to_kind(wide), &k.to_kind(wide), &rotary.cos, &rotary.sin);
+        let (q, k) = apply_rotary(
+            Kernels::REFERENCE,
+            &q.to_kind(wide),
+            &k.to_kind(wide),
+            &rotary.cos,
+            &rotary.sin,
+        );
         let (q, k) = (q.to_kind(kind), k.to_kind(kind));
         let mut parts = Vec::new();
         let mut start = 0;

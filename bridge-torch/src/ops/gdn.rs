@@ -4,7 +4,8 @@ use tch::Tensor;
 
 use super::compute_kind;
 use super::conv1d::last_inputs;
-use super::sequences::Sequences;
+use super::policy::{Kernels, Op};
+use super::sequences::{Pack, Sequences};
 use crate::shim::{absent, at, bridge, pair};
 
 /// Sizes of a gated delta net.
@@ -46,6 +47,19 @@ pub struct GdnState {
     pub recurrent: Tensor,
 }
 
+/// Whose tokens a call of [`gdn_core`] gets, what it goes on from, and whether another will go on from it.
+#[derive(Debug, Clone, Copy)]
+pub struct GdnContext<'a> {
+    /// Which tokens belong together.
+    pub sequences: &'a Sequences,
+    /// Of the same sequences; kernels need it.
+    pub pack: Option<&'a Pack>,
+    /// What an earlier call returned for the same samples; zeros if absent.
+    pub state: Option<&'a GdnState>,
+    /// Whether the state is to be returned; training wants none.
+    pub state_wanted: bool,
+}
+
 impl GdnState {
     /// The same tensors again.
     pub fn shallow_clone(&self) -> Self {
@@ -68,28 +82,64 @@ pub fn gdn_gates(a: &Tensor, b: &Tensor, a_log: &Tensor, dt_bias: &Tensor) -> (T
 /// Convolution, gates, delta rule and gated norm: from `in_proj`'s output to `out_proj`'s input.
 ///
 /// - `in_proj_out`: `[batch, seq, 2 K + 2 V + 2 value_heads]` in the order q, k, v, z, b, a
-/// - `state`: what an earlier call returned for the same samples
 /// - returns `[batch, seq, V]` in the input's kind, and the state after the last real token of each sample
 ///
 /// One node of the autograd graph with a gradient written by hand, float32 inside (float64 for float64). States take no part
 /// in the gradient.
+///
+/// # Panics
+/// When kernels are to run and there is no `pack`.
 pub fn gdn_core(
+    kernels: Kernels,
     in_proj_out: &Tensor,
     weights: &GdnWeights<'_>,
     dims: &GdnDims,
-    sequences: &Sequences,
-    state: Option<&GdnState>,
-) -> (Tensor, GdnState) {
+    context: &GdnContext<'_>,
+) -> (Tensor, Option<GdnState>) {
+    let GdnContext {
+        sequences,
+        pack,
+        state,
+        state_wanted,
+    } = *context;
     let channels = 2 * dims.key_heads * dims.key_dim + dims.value_heads * dims.value_dim;
-    let conv = tch::no_grad(|| {
-        let inputs = sequences.zero_padding(&in_proj_out.narrow(2, 0, channels));
-        last_inputs(
-            &inputs,
-            dims.kernel,
-            state.map(|state| &state.conv),
-            sequences,
-        )
+    let conv = state_wanted.then(|| {
+        tch::no_grad(|| {
+            let inputs = sequences.zero_padding(&in_proj_out.narrow(2, 0, channels));
+            last_inputs(
+                &inputs,
+                dims.kernel,
+                state.map(|state| &state.conv),
+                sequences,
+            )
+        })
     });
+    let joined =
+        |conv: Option<Tensor>, recurrent: Tensor| conv.map(|conv| GdnState { conv, recurrent });
+    if kernels.run(Op::Gdn) {
+        let pack = pack.expect("kernels get the pack of the sequences");
+        let (b, s) = (in_proj_out.size()[0], in_proj_out.size()[1]);
+        let (out, recurrent) = pair(bridge::kernel_gdn_core(
+            at(&in_proj_out.flatten(0, 1)),
+            at(weights.conv1d),
+            at(weights.a_log),
+            at(weights.dt_bias),
+            at(weights.out_norm),
+            at(&state.map_or_else(absent, |state| pack.spread(&state.conv))),
+            at(&state.map_or_else(absent, |state| pack.spread(&state.recurrent))),
+            at(&pack.cu_seqlens),
+            at(&pack.chunk_map),
+            dims.key_heads,
+            dims.eps,
+            state_wanted,
+        ));
+        let out = sequences.zero_padding(&out.view([b, s, -1]));
+        let recurrent = match state_wanted {
+            true => pack.samples(&recurrent),
+            false => recurrent,
+        };
+        return (out, joined(conv, recurrent));
+    }
     let conv_before = state.map_or_else(absent, |state| state.conv.shallow_clone());
     let recurrent_before = state.map_or_else(absent, |state| state.recurrent.shallow_clone());
     let mask = sequences.current_mask().unwrap_or_else(absent);
@@ -107,5 +157,5 @@ pub fn gdn_core(
         dims.key_dim,
         dims.eps,
     ));
-    (out, GdnState { conv, recurrent })
+    (out, joined(conv, recurrent))
 }

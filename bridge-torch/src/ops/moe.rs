@@ -3,7 +3,8 @@
 use tch::{Kind, Tensor};
 
 use super::compute_kind;
-use crate::shim::{at, bridge, own};
+use super::policy::{Kernels, Op};
+use crate::shim::{at, bridge, one, pair};
 
 /// Which experts each row goes to.
 #[derive(Debug)]
@@ -17,7 +18,11 @@ pub struct Routing {
 /// Chooses the `top_k` experts of each row: softmax in float32 over all, the best, renormalised.
 ///
 /// `logits`: `[n, experts]`.
-pub fn route(logits: &Tensor, top_k: i64) -> Routing {
+pub fn route(kernels: Kernels, logits: &Tensor, top_k: i64) -> Routing {
+    if kernels.run(Op::Moe) {
+        let (weights, experts) = pair(bridge::kernel_route(at(logits), top_k));
+        return Routing { weights, experts };
+    }
     let probabilities = logits.softmax(-1, compute_kind(logits.kind()));
     let (weights, experts) = probabilities.topk(top_k, -1, true, true);
     let sum = weights.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
@@ -33,15 +38,18 @@ pub fn route(logits: &Tensor, top_k: i64) -> Routing {
 ///
 /// # Panics
 /// When shapes do not fit.
-pub fn experts(x: &Tensor, routing: &Routing, fc1: &Tensor, fc2: &Tensor) -> Tensor {
-    let out = bridge::routed_experts(
-        at(x),
-        at(&routing.weights),
-        at(fc1),
-        at(fc2),
-        at(&routing.experts),
-    );
-    own(out.expect("x [n, h] and weights of one shape an expert"))
+pub fn experts(
+    kernels: Kernels,
+    x: &Tensor,
+    routing: &Routing,
+    fc1: &Tensor,
+    fc2: &Tensor,
+) -> Tensor {
+    let (x, weights, experts) = (at(x), at(&routing.weights), at(&routing.experts));
+    one(match kernels.run(Op::Moe) {
+        true => bridge::kernel_routed_experts(x, weights, at(fc1), at(fc2), experts),
+        false => bridge::routed_experts(x, weights, at(fc1), at(fc2), experts),
+    })
 }
 
 /// The load-balancing loss of all layers together: `E sum_e f_e P_e`, where `f_e` counts choices and `P_e` averages

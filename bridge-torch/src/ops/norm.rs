@@ -3,14 +3,35 @@
 use tch::{Kind, Tensor};
 
 use super::compute_kind;
-use crate::shim::{at, bridge, own};
+use super::policy::{Kernels, Op};
+use crate::shim::{at, bridge, one, pair};
 
 /// Zero-centred RMSNorm: `x * rsqrt(mean(x^2) + eps) * (1 + weight)` over the last dimension, in float32, cast back once.
 ///
 /// `x`: `[.., d]`, `weight`: `[d]`. One autograd node with a gradient written by hand. Defined by: transformers, `Qwen3_5RMSNorm`.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    let out = bridge::rms_norm(at(x), at(weight), eps);
-    own(out.expect("x [.., d] and a weight [d]"))
+pub fn rms_norm(kernels: Kernels, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    one(match kernels.run(Op::Norm) {
+        true => bridge::kernel_rms_norm(at(x), at(weight), eps),
+        false => bridge::rms_norm(at(x), at(weight), eps),
+    })
+}
+
+/// The [`rms_norm`] of `x + residual`, and `x + residual` itself, rounded to their kind before it is normalised.
+///
+/// `x`, `residual`: `[.., d]`; returns two of the same shape.
+pub fn add_rms_norm(
+    kernels: Kernels,
+    x: &Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+) -> (Tensor, Tensor) {
+    if kernels.run(Op::Norm) {
+        let out = bridge::kernel_add_rms_norm(at(x), at(residual), at(weight), eps);
+        return pair(out);
+    }
+    let sum = x + residual;
+    (rms_norm(kernels, &sum, weight, eps), sum)
 }
 
 /// The norm behind the delta rule: `rms(x) * (1 + weight) * silu(gate)` over the last dimension.

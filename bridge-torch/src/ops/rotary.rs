@@ -3,14 +3,18 @@
 use tch::{Kind, Tensor};
 
 use super::compute_kind;
+use super::policy::{Kernels, Op};
+use crate::shim::{at, bridge, pair};
 
-/// Cosine and sine of the rotation, `[batch, seq, dims]` each, in `kind`.
+/// Cosine and sine of the rotation, `[batch, seq, dims]` each, in `kind`; for kernels `[batch, seq, dims / 2]`, because both
+/// halves of a head turn alike.
 ///
 /// `position_ids`: `[3, batch, seq]` (temporal, height, width); `dims`: how many dimensions of a head rotate. Frequency `j`
 /// turns with the height if `j % 3 == 1` and `j < 3 * section[1]`, with the width if `j % 3 == 2` and
 /// `j < 3 * section[2]`, else with the temporal position. Angles are float32 (float64 when `kind` is).
 /// Defined by: transformers, `Qwen3_5TextRotaryEmbedding`.
 pub fn mrope_cos_sin(
+    kernels: Kernels,
     position_ids: &Tensor,
     dims: i64,
     theta: f64,
@@ -22,6 +26,12 @@ pub fn mrope_cos_sin(
     let count = dims / 2;
     let exponents = Tensor::arange_start_step(0, dims, 2, (wide, device)) / dims;
     let frequencies = (exponents * -theta.ln()).exp();
+    if kernels.run(Op::Rotary) {
+        let like = Tensor::empty([0], (kind, device));
+        let table =
+            bridge::kernel_mrope_table(at(position_ids), at(&frequencies), &section, at(&like));
+        return pair(table);
+    }
     let rows: Vec<i64> = (0..count)
         .map(|j| {
             let axis = j % 3;
@@ -42,8 +52,19 @@ pub fn mrope_cos_sin(
 
 /// Rotates the first `cos.size(-1)` dimensions of each head of `q` and `k`; the rest passes.
 ///
-/// `q`, `k`: `[.., seq, heads, d]`; `cos`, `sin`: `[.., seq, r]`, the same for both halves. The arithmetic is in `q`'s kind.
-pub fn apply_rotary(q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
+/// `q`, `k`: `[.., seq, heads, d]`; `cos`, `sin`: `[.., seq, r]` of [`mrope_cos_sin`]. The arithmetic is in `q`'s kind; kernels
+/// turn `q` and `k` where they lie, in float32 with one rounding.
+pub fn apply_rotary(
+    kernels: Kernels,
+    q: &Tensor,
+    k: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+) -> (Tensor, Tensor) {
+    if kernels.run(Op::Rotary) {
+        let turned = bridge::kernel_mrope(at(q), at(k), at(cos), at(sin));
+        return pair(turned);
+    }
     let (cos, sin) = (cos.unsqueeze(-2), sin.unsqueeze(-2));
     (rotate(q, &cos, &sin), rotate(k, &cos, &sin))
 }

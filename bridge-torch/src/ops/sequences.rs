@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::shim::{at, bridge, one};
+
 /// The samples of a batch, as ops that mix positions see them.
 #[derive(Debug)]
 pub enum Sequences {
@@ -65,6 +67,43 @@ impl Sequences {
             .map(|pair| (pair[0], pair[1] - pair[0]))
     }
 
+    /// The samples as kernels see them. Padding must be at the ends of rows.
+    ///
+    /// # Panics
+    /// When the operator library has no kernels for `device`.
+    pub fn pack(&self, device: Device) -> Pack {
+        let options = (Kind::Int64, device);
+        let (cu_seqlens, tokens, padded) = match self {
+            Self::Packed { cu_seqlens, total } => (
+                Tensor::from_slice(cu_seqlens).to_device(device),
+                *total,
+                false,
+            ),
+            Self::Padded { batch, seq, .. } => {
+                let starts = Tensor::arange(*batch, options) * *seq;
+                let end = Tensor::full([1], batch * seq, options);
+                let mask = self.current_mask();
+                let borders = match &mask {
+                    None => starts,
+                    Some(mask) => {
+                        let mask = mask.to_kind(Kind::Int64);
+                        let first = mask.argmax(1, false) + &starts;
+                        let behind =
+                            &first + mask.sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+                        Tensor::stack(&[starts, first, behind], 1).view([-1])
+                    }
+                };
+                (Tensor::cat(&[borders, end], 0), batch * seq, mask.is_some())
+            }
+        };
+        let chunk_map = one(bridge::kernel_chunk_map(at(&cu_seqlens), tokens));
+        Pack {
+            cu_seqlens,
+            chunk_map,
+            padded,
+        }
+    }
+
     /// `x` with zeros at padding; `x` is `[batch, seq, ..]`.
     pub(crate) fn zero_padding(&self, x: &Tensor) -> Tensor {
         let Some(mask) = self.current_mask() else {
@@ -73,6 +112,38 @@ impl Sequences {
         let mut shape = mask.size();
         shape.resize(x.dim(), 1);
         x * mask.view(shape.as_slice()).to_kind(x.kind())
+    }
+}
+
+/// The sequences of a batch on the device, for kernels; nothing of it is read on the host.
+///
+/// Where rows have padding, each row is three sequences: the padding before, the real tokens, the padding behind, any of them
+/// perhaps empty. So no token moves, and what happens to padding reaches nobody.
+#[derive(Debug)]
+pub struct Pack {
+    /// `[n + 1]` int64.
+    pub(crate) cu_seqlens: Tensor,
+    /// Of the operator `chunk_map`.
+    pub(crate) chunk_map: Tensor,
+    padded: bool,
+}
+
+impl Pack {
+    /// States `[samples, ..]` as states of all sequences: those of padding are zero.
+    pub(crate) fn spread(&self, states: &Tensor) -> Tensor {
+        if !self.padded {
+            return states.shallow_clone();
+        }
+        let zeros = states.zeros_like();
+        Tensor::stack(&[&zeros, states, &zeros], 1).flatten(0, 1)
+    }
+
+    /// Of the states of all sequences those of the samples.
+    pub(crate) fn samples(&self, states: &Tensor) -> Tensor {
+        if !self.padded {
+            return states.shallow_clone();
+        }
+        states.unflatten(0, [-1, 3]).select(1, 1).contiguous()
     }
 }
 

@@ -2,11 +2,15 @@
 
 use tch::Tensor;
 
-use crate::shim::{at, bridge, own};
+use super::policy::{Kernels, Op};
+use crate::shim::{at, bridge, one};
 
 /// `silu(gate) * up` of a fused `[.., 2 I]` whose first half is the gate; returns `[.., I]`.
 ///
 /// One autograd node with a gradient written by hand.
-pub fn swiglu(x: &Tensor) -> Tensor {
-    own(bridge::swiglu(at(x)).expect("x [.., 2 I]"))
+pub fn swiglu(kernels: Kernels, x: &Tensor) -> Tensor {
+    one(match kernels.run(Op::Swiglu) {
+        true => bridge::kernel_swiglu(at(x)),
+        false => bridge::swiglu(at(x)),
+    })
 }

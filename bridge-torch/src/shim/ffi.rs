@@ -83,6 +83,58 @@ pub(crate) mod bridge {
         fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<UniquePtr<Tensor>>;
         fn swiglu(x: &Tensor) -> Result<UniquePtr<Tensor>>;
 
+        fn load_operators(path: &str) -> Result<()>;
+        fn has_operator(name: &str, cuda: bool) -> bool;
+        fn kernel_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<UniquePtr<Tensor>>;
+        fn kernel_add_rms_norm(
+            x: &Tensor,
+            residual: &Tensor,
+            weight: &Tensor,
+            eps: f64,
+        ) -> Result<UniquePtr<Tensors>>;
+        fn kernel_swiglu(x: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn kernel_mrope_table(
+            positions: &Tensor,
+            frequencies: &Tensor,
+            section: &[i64],
+            like: &Tensor,
+        ) -> Result<UniquePtr<Tensors>>;
+        fn kernel_mrope(
+            q: &Tensor,
+            k: &Tensor,
+            cos: &Tensor,
+            sin: &Tensor,
+        ) -> Result<UniquePtr<Tensors>>;
+        fn kernel_chunk_map(cu_seqlens: &Tensor, tokens: i64) -> Result<UniquePtr<Tensor>>;
+        fn kernel_gdn_core(
+            x: &Tensor,
+            conv1d: &Tensor,
+            a_log: &Tensor,
+            dt_bias: &Tensor,
+            out_norm: &Tensor,
+            conv_state: &Tensor,
+            state: &Tensor,
+            cu_seqlens: &Tensor,
+            chunk_map: &Tensor,
+            key_heads: i64,
+            eps: f64,
+            output_final_state: bool,
+        ) -> Result<UniquePtr<Tensors>>;
+        fn kernel_route(logits: &Tensor, top_k: i64) -> Result<UniquePtr<Tensors>>;
+        fn kernel_routed_experts(
+            x: &Tensor,
+            weights: &Tensor,
+            fc1: &Tensor,
+            fc2: &Tensor,
+            experts: &Tensor,
+        ) -> Result<UniquePtr<Tensor>>;
+        fn kernel_linear_cross_entropy(
+            hidden: &Tensor,
+            weight: &Tensor,
+            targets: &Tensor,
+            normalizer: f64,
+        ) -> Result<UniquePtr<Tensor>>;
+
         type AdamW;
         fn new_adamw(beta1: f64, beta2: f64, eps: f64, masters: bool) -> UniquePtr<AdamW>;
         fn add(self: Pin<&mut AdamW>, param: &Tensor, weight_decay: f64) -> Result<()>;
@@ -114,15 +166,27 @@ pub(crate) fn absent() -> tch::Tensor {
     tch::Tensor::new()
 }
 
+/// Takes over the result of a call whose shapes are our invariant.
+///
+/// # Panics
+/// When libtorch or a kernel refused the call, with its reason.
+pub(crate) fn one(result: Result<cxx::UniquePtr<bridge::Tensor>, cxx::Exception>) -> tch::Tensor {
+    result.map_or_else(|error| failed(&error), own)
+}
+
 /// Takes over the two results of a call whose shapes are our invariant.
 ///
 /// # Panics
-/// When libtorch refused the call, with its reason.
+/// When libtorch or a kernel refused the call, with its reason.
 pub(crate) fn pair(
     result: Result<cxx::UniquePtr<bridge::Tensors>, cxx::Exception>,
 ) -> (tch::Tensor, tch::Tensor) {
     let take = |tensors: &bridge::Tensors, index| tensors.at(index).map(own);
     result
         .and_then(|tensors| Ok((take(&tensors, 0)?, take(&tensors, 1)?)))
-        .unwrap_or_else(|error| panic!("libtorch failed in an op of the model: {}", error.what()))
+        .unwrap_or_else(|error| failed(&error))
+}
+
+fn failed(error: &cxx::Exception) -> ! {
+    panic!("an op of the model failed: {}", error.what())
 }

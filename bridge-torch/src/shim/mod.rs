@@ -1,11 +1,19 @@
 //! The C++ shim: the only place of this crate that crosses into C++ and uses `unsafe`.
 
-mod cuda;
 mod ffi;
+mod libraries;
 
-pub use cuda::load_cuda;
 pub use ffi::bridge::OpTime;
-pub(crate) use ffi::{absent, at, bridge, own, pair};
+pub(crate) use ffi::{absent, at, bridge, one, own, pair};
+pub use libraries::{load_cuda, load_operators};
+
+/// What the kernels of this build were compiled for, such as `sm_90a`, between blanks; empty without kernels.
+pub(crate) const KERNEL_ARCHITECTURES: &str = env!("BRIDGE_KERNEL_ARCHITECTURES");
+
+/// Whether the kernel library has `megatron_bridge::name` for a GPU (`cuda`) or for the CPU.
+pub(crate) fn has_operator(name: &str, cuda: bool) -> bool {
+    bridge::has_operator(name, cuda)
+}
 
 /// Keeps freed memory in the process, so that large tensors do not cost page faults each time they are made.
 ///

@@ -53,6 +53,9 @@ pub(crate) struct FinetuneArgs {
     /// auto, cpu, cuda or cuda:N.
     #[arg(long)]
     device: Option<String>,
+    /// auto, cuda or reference, with exceptions as auto,gdn=reference: what computes the ops (see `trainer info`).
+    #[arg(long, value_name = "POLICY")]
+    kernels: Option<String>,
     /// Go on from the newest checkpoint of OUTPUT, or from this one.
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, require_equals = true, conflicts_with = "overwrite")]
     #[expect(
@@ -131,6 +134,11 @@ fn flags(args: &FinetuneArgs) -> Vec<Override> {
         ("seed", "--seed", args.seed.map(Value::from)),
         ("dtype", "--dtype", args.dtype.as_ref().map(text)),
         ("device", "--device", args.device.as_ref().map(text)),
+        (
+            "kernels.policy",
+            "--kernels",
+            args.kernels.as_ref().map(text),
+        ),
     ];
     given
         .into_iter()

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use bridge_core::AutoBridge;
 use bridge_torch::batch::Batch;
 use bridge_torch::model::{ForwardOptions, ModelOptions, ModelOutput, Qwen3VlModel};
+use bridge_torch::ops::policy::{KernelFacts, KernelPolicy};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
@@ -42,6 +43,9 @@ pub(crate) struct ForwardArgs {
     /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_parser = device::checked)]
     device: String,
+    /// auto, cuda or reference, with exceptions as auto,gdn=reference: what computes the ops (see `trainer info`).
+    #[arg(long, default_value_t, value_name = "POLICY")]
+    kernels: KernelPolicy,
     /// Also write the gradient of `loss` (without the prediction head's) for every parameter that it reaches.
     #[arg(long)]
     grads: bool,
@@ -75,7 +79,7 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
     let dir = hub::local(&args.model, Wanted::Model, &Lookup::default())?;
     let bridge = AutoBridge::from_hf_pretrained(&dir)
         .with_context(|| format!("open the model {}", args.model.display()))?;
-    let model = load(&bridge, args.dtype.kind(), &args.device)?;
+    let model = load(&bridge, args.dtype.kind(), &args.device, args.kernels)?;
     let options = ForwardOptions::default();
     let forward = || {
         model
@@ -113,22 +117,32 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Builds a model on `device`, a word of the flag, and says on stderr what it runs on.
-pub(crate) fn load(bridge: &AutoBridge, dtype: Kind, device: &str) -> anyhow::Result<Qwen3VlModel> {
+pub(crate) fn load(
+    bridge: &AutoBridge,
+    dtype: Kind,
+    device: &str,
+    kernels: KernelPolicy,
+) -> anyhow::Result<Qwen3VlModel> {
     let options = ModelOptions {
         dtype,
         device: device::resolve(device)?,
+        kernels,
         ..ModelOptions::default()
     };
-    let kernels = options.kernels.describe()?;
-    let kernels: Vec<String> = kernels
+    let (_, implementations) = options.kernels.resolve(&KernelFacts {
+        config: Some(&bridge.config().text),
+        dtype,
+        device: options.device,
+    })?;
+    let ops: Vec<String> = implementations
         .iter()
         .map(|one| format!("{}: {}", one.op, one.by))
         .collect();
     report::note(format_args!(
-        "device {}, {:?}; kernels {}",
+        "device {}, {:?}; kernels ({kernels}): {}",
         device::name(options.device),
         options.dtype,
-        kernels.join(", ")
+        ops.join("; ")
     ));
     Qwen3VlModel::load(bridge, &options).context("load the model")
 }

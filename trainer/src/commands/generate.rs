@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use bridge_core::{AutoBridge, Dtype};
 use bridge_torch::batch::Batch;
 use bridge_torch::generate::{GenerateOptions, generate};
+use bridge_torch::ops::policy::KernelPolicy;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -70,6 +71,9 @@ pub(crate) struct GenerateArgs {
     /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_parser = device::checked)]
     device: String,
+    /// auto, cuda or reference, with exceptions as auto,gdn=reference: what computes the ops (see `trainer info`).
+    #[arg(long, default_value_t, value_name = "POLICY")]
+    kernels: KernelPolicy,
     /// Print one JSON object instead of streaming.
     #[arg(long)]
     json: bool,
@@ -94,7 +98,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let dtype = args
         .dtype
         .map_or_else(|| own_dtype(&bridge), RunDtype::kind);
-    let model = load(&bridge, dtype, &args.device)?;
+    let model = load(&bridge, dtype, &args.device, args.kernels)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,

@@ -14,6 +14,8 @@ mod finetune;
 mod forward;
 #[cfg(feature = "torch")]
 mod generate;
+#[cfg(feature = "torch")]
+mod info;
 mod init;
 mod inspect;
 mod interrupt;
@@ -65,6 +67,8 @@ enum Command {
     Forward(forward::ForwardArgs),
     #[cfg(feature = "torch")]
     Generate(generate::GenerateArgs),
+    #[cfg(feature = "torch")]
+    Info(info::InfoArgs),
     Init(init::InitArgs),
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
@@ -105,6 +109,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Forward(args) => forward::run(args),
         #[cfg(feature = "torch")]
         Command::Generate(args) => generate::run(args),
+        #[cfg(feature = "torch")]
+        Command::Info(args) => info::run(args),
         Command::Init(args) => init::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Plan(args) => plan::run(args),

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use bridge_core::checkpoint::Overwrite;
 use bridge_core::{AutoBridge, Dtype};
 use bridge_torch::model::{ModelOptions, Qwen3VlModel, SaveOptions};
-use bridge_torch::ops::policy::KernelPolicy;
+use bridge_torch::ops::policy::{KernelFacts, KernelPolicy};
 use bridge_torch::optim::{AdamW, AdamWOptions, OptimizedParam};
 use tch::Kind;
 
@@ -77,11 +77,6 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     }
     let device = device::resolve(&config.device)?;
     let policy: KernelPolicy = config.kernels.policy.parse()?;
-    let kernels: BTreeMap<String, String> = policy
-        .describe()?
-        .into_iter()
-        .map(|op| (op.op.to_owned(), op.by.to_owned()))
-        .collect();
     let signals = Signals::listen().context("listen for signals")?;
 
     let existing = match (&options.resume, options.overwrite) {
@@ -124,6 +119,23 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         ..DataState::default()
     };
 
+    // What computes.
+    let kind = match config.dtype {
+        RunDtype::Float32 => Kind::Float,
+        RunDtype::Bfloat16 => Kind::BFloat16,
+        RunDtype::Auto if bridge.config().text.dtype == Some(Dtype::Bf16) => Kind::BFloat16,
+        RunDtype::Auto => Kind::Float,
+    };
+    let (_, implementations) = policy.resolve(&KernelFacts {
+        config: Some(&bridge.config().text),
+        dtype: kind,
+        device,
+    })?;
+    let kernels: BTreeMap<String, String> = implementations
+        .into_iter()
+        .map(|op| (op.op.to_owned(), op.by))
+        .collect();
+
     // Where the run stands.
     let resumed = options
         .resume
@@ -160,12 +172,6 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     state.num_threads = threads;
 
     // Model and optimizer.
-    let kind = match config.dtype {
-        RunDtype::Float32 => Kind::Float,
-        RunDtype::Bfloat16 => Kind::BFloat16,
-        RunDtype::Auto if bridge.config().text.dtype == Some(Dtype::Bf16) => Kind::BFloat16,
-        RunDtype::Auto => Kind::Float,
-    };
     let mtp = config.mtp_loss_scaling_factor > 0.0;
     let model = Qwen3VlModel::load(
         &bridge,

@@ -7,6 +7,7 @@
 #include "cross_entropy.h"
 #include "experts.h"
 #include "gdn.h"
+#include "kernels.h"
 #include "memory.h"
 #include "pointwise.h"
 #include "profile.h"

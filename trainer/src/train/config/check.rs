@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bridge_torch::ops::policy::KernelPolicy;
+
 use super::layers::{Origin, Problem, nearest};
 use super::{FREEZE_PARTS, RunConfig};
 use crate::device;
@@ -138,10 +140,9 @@ pub(super) fn check(
     words(&config.report_to, &["tensorboard", "plot"], |message| {
         wrong("report_to", message)
     });
-    let policy = std::slice::from_ref(&config.kernels.policy);
-    words(policy, &["auto", "cuda", "reference"], |message| {
-        wrong("kernels.policy", message)
-    });
+    if let Err(error) = config.kernels.policy.parse::<KernelPolicy>() {
+        wrong("kernels.policy", error.to_string());
+    }
     if device::checked(&config.device).is_err() {
         let device = std::slice::from_ref(&config.device);
         words(device, &device::WORDS, |message| wrong("device", message));

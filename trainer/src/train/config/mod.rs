@@ -200,7 +200,7 @@ impl RunConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KernelConfig {
-    /// auto, cuda or reference.
+    /// auto, cuda or reference, with exceptions as auto,gdn=reference.
     pub policy: String,
 }
 

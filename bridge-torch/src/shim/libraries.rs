@@ -1,9 +1,12 @@
-//! The CUDA half of libtorch, loaded when a run asks for it.
+//! Libraries that come into the process while it runs.
 #![expect(unsafe_code, reason = "loading a library runs its initialisers")]
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use super::bridge;
 
 /// Loads `libtorch_cuda.so`, so that one binary serves machines with and without a GPU. Later calls give the same answer.
 ///
@@ -24,4 +27,14 @@ pub fn load_cuda() -> Result<(), String> {
                 .map_err(|error| error.to_string())
         })
         .clone()
+}
+
+/// Loads a library of libtorch operators, as `torch.ops.load_library` does; it stays for the life of the process.
+///
+/// A model built afterwards finds the operators `megatron_bridge::*` in it.
+///
+/// # Errors
+/// The loader's text, or libtorch's where it refuses an operator.
+pub fn load_operators(library: &Path) -> Result<(), String> {
+    bridge::load_operators(&library.to_string_lossy()).map_err(|error| error.what().to_owned())
 }

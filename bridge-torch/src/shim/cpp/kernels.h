@@ -1,0 +1,40 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "rust/cxx.h"
+#include "tensors.h"
+
+namespace bridge_shim {
+
+// The operators torch.ops.megatron_bridge.* of the kernel library (kernels/torch has their shapes), called by name: they may
+// be linked in, loaded later, or absent. Undefined tensors stand for absent ones.
+
+// Here and not in Rust, because its initialisers throw where libtorch refuses an operator.
+void load_operators(rust::Str path);
+
+// Whether the kernels of operator `name` are there for the CPU or for CUDA.
+bool has_operator(rust::Str name, bool cuda);
+
+std::unique_ptr<at::Tensor> kernel_rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+std::unique_ptr<Tensors> kernel_add_rms_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                                             double eps);
+std::unique_ptr<at::Tensor> kernel_swiglu(const at::Tensor& x);
+std::unique_ptr<Tensors> kernel_mrope_table(const at::Tensor& positions, const at::Tensor& frequencies,
+                                            rust::Slice<const int64_t> section, const at::Tensor& like);
+std::unique_ptr<Tensors> kernel_mrope(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos, const at::Tensor& sin);
+std::unique_ptr<at::Tensor> kernel_chunk_map(const at::Tensor& cu_seqlens, int64_t tokens);
+std::unique_ptr<Tensors> kernel_gdn_core(const at::Tensor& x, const at::Tensor& conv1d, const at::Tensor& a_log,
+                                         const at::Tensor& dt_bias, const at::Tensor& out_norm, const at::Tensor& conv_state,
+                                         const at::Tensor& state, const at::Tensor& cu_seqlens, const at::Tensor& chunk_map,
+                                         int64_t key_heads, double eps, bool output_final_state);
+std::unique_ptr<Tensors> kernel_route(const at::Tensor& logits, int64_t top_k);
+std::unique_ptr<at::Tensor> kernel_routed_experts(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& fc1,
+                                                  const at::Tensor& fc2, const at::Tensor& experts);
+std::unique_ptr<at::Tensor> kernel_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
+                                                        const at::Tensor& targets, double normalizer);
+
+}  // namespace bridge_shim
