@@ -12,7 +12,6 @@
 // sass place_kernel: MATCH.ANY
 // sass permute_kernel: LDG.E.128 STG.E.128
 // sass combine_kernel: LDG.E.128 STG.E.128
-// sass combine_weights_kernel: LDG.E.128
 // sass combine_shared_kernel: LDG.E.128 STG.E.128
 
 #include "dispatch.hpp"
@@ -195,32 +194,6 @@ __global__ void __launch_bounds__(kBlock) combine_kernel(Combine p) {
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBlock) combine_weights_kernel(CombineWeights p) {
-  constexpr int kV = kVec<T>;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t assignment = static_cast<int64_t>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
-  if (assignment >= p.tokens * p.top_k) {
-    return;
-  }
-  const T* g = static_cast<const T*>(p.d_out) + assignment / p.top_k * p.width;
-  const T* row = static_cast<const T*>(p.rows) + static_cast<int64_t>(p.row_of[assignment]) * p.width;
-  float sum = 0.0f;
-  for (int column = lane * kV; column < p.width; column += 32 * kV) {
-    float a[kV], b[kV];
-    load(g + column, a);
-    load(row + column, b);
-    BRIDGE_UNROLL
-    for (int j = 0; j < kV; ++j) {
-      sum += a[j] * b[j];
-    }
-  }
-  sum = lanes_sum<32>(sum);
-  if (lane == 0) {
-    static_cast<T*>(p.d_weights)[assignment] = from_float<T>(sum);
-  }
-}
-
 // Four blocks an SM: ptxas would spill to reach one more.
 template <class T>
 __global__ void __launch_bounds__(kBlock, 4) combine_shared_kernel(CombineShared p) {
@@ -298,14 +271,6 @@ cudaError_t combine(const Combine& p, cudaStream_t stream) {
   }
   auto* kernel = p.dtype == DType::kBf16 ? combine_kernel<Bf16> : combine_kernel<float>;
   return launch(kernel, warps_of(p.tokens), dim3(kBlock), 0, stream, p);
-}
-
-cudaError_t combine_weights(const CombineWeights& p, cudaStream_t stream) {
-  if (!supported(p.tokens, p.width, p.top_k, p.dtype)) {
-    return cudaErrorInvalidValue;
-  }
-  auto* kernel = p.dtype == DType::kBf16 ? combine_weights_kernel<Bf16> : combine_weights_kernel<float>;
-  return launch(kernel, warps_of(p.tokens * p.top_k), dim3(kBlock), 0, stream, p);
 }
 
 cudaError_t combine_shared(const CombineShared& p, cudaStream_t stream) {

@@ -44,17 +44,6 @@ struct Combine {
   DType dtype;
 };
 
-// d_weights[t, choice] = <d_out[t], rows[row_of[t, choice]]>.
-struct CombineWeights {
-  const void* d_out;    // [tokens, width]
-  const void* rows;     // [tokens top_k, width]
-  const int* row_of;
-  void* d_weights;      // [tokens, top_k], dtype
-  int64_t tokens;
-  int width, top_k;
-  DType dtype;
-};
-
 // Of the shared expert's term: d_shared[t] = sigmoid(gate[t]) d_out[t], d_gate[t] = <d_out[t], shared[t]> sigmoid'(gate[t]).
 struct CombineShared {
   const void* d_out;    // [tokens, width]
@@ -70,7 +59,6 @@ struct CombineShared {
 // `width` in whole pieces of 16 bytes.
 cudaError_t permute(const Permute& p, cudaStream_t stream);
 cudaError_t combine(const Combine& p, cudaStream_t stream);
-cudaError_t combine_weights(const CombineWeights& p, cudaStream_t stream);
 cudaError_t combine_shared(const CombineShared& p, cudaStream_t stream);
 
 }  // namespace bridge

@@ -104,7 +104,7 @@ fn experts_have_the_gradients_of_finite_differences_also_without_tokens() {
         weights: weights.shallow_clone(),
         experts: choices,
     };
-    let run = || experts(Kernels::REFERENCE, &x, &routing, &fc1, &fc2);
+    let run = || experts(Kernels::REFERENCE, &x, &routing, (&fc1, &fc2), None);
     gradcheck("experts", &[&x, &weights, &fc1, &fc2], run);
     let grads = Tensor::run_backward(&[run().sum(Kind::Double)], &[&fc1, &fc2], false, false);
     for grad in grads {

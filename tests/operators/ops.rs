@@ -2,10 +2,11 @@
 
 use bridge_torch::ops::gdn::{GdnContext, GdnDims, GdnState, GdnWeights, gdn_core};
 use bridge_torch::ops::loss::linear_cross_entropy;
-use bridge_torch::ops::moe::{Routing, experts, route};
+use bridge_torch::ops::moe::{Routing, SharedExpert, experts, route};
 use bridge_torch::ops::norm::{add_rms_norm, rms_norm};
-use bridge_torch::ops::policy::{Kernels, Op};
+use bridge_torch::ops::policy::{KernelFacts, KernelPolicy, Kernels, Op};
 use bridge_torch::ops::rotary::{apply_rotary, mrope_cos_sin};
+use bridge_torch::ops::self_check::self_check;
 use bridge_torch::ops::sequences::Sequences;
 use bridge_torch::ops::swiglu::swiglu;
 use tch::{Device, Kind, Tensor};
@@ -33,6 +34,21 @@ fn every_op_but_attention_runs_on_kernels_once_the_library_is_there() {
         assert!(kernels.run(op), "{op:?}");
     }
     assert!(!kernels.run(Op::Attention));
+}
+
+#[test]
+fn kernels_pass_their_own_check_and_libtorch_is_not_checked() {
+    for kind in [Kind::BFloat16, Kind::Float] {
+        let facts = KernelFacts {
+            config: None,
+            dtype: kind,
+            device: Device::Cpu,
+        };
+        kernels();
+        let (kernels, _) = KernelPolicy::default().resolve(&facts).unwrap();
+        self_check(kernels, kind, Device::Cpu).unwrap();
+    }
+    self_check(Kernels::REFERENCE, Kind::Float, Device::Cpu).unwrap();
 }
 
 #[test]
@@ -126,13 +142,24 @@ fn routers_and_experts_equal_the_reference() {
         ("weights", choice.weights.to_kind(Kind::Double)),
         ("fc1", normal(&[num_experts, 2 * inner, hidden]) * 0.2),
         ("fc2", normal(&[num_experts, hidden, inner]) * 0.2),
+        ("shared", normal(&[tokens, hidden])),
+        ("gate", normal(&[tokens, 1])),
     ];
     check("experts", &inputs, &[], (8e-3, 1e-2), |kernels, x| {
         let routing = Routing {
             weights: x[1].shallow_clone(),
             experts: choice.experts.shallow_clone(),
         };
-        vec![experts(kernels, &x[0], &routing, &x[2], &x[3])]
+        let shared = SharedExpert {
+            output: x[4].shallow_clone(),
+            gate: x[5].shallow_clone(),
+        };
+        let weights = (&x[2], &x[3]);
+        let alone = experts(kernels, &x[0], &routing, weights, None);
+        vec![
+            experts(kernels, &x[0], &routing, weights, Some(&shared)),
+            alone,
+        ]
     });
     // No two of a row are equal, so that both choose the same.
     let logits = normal(&[tokens, num_experts])

@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <mutex>
 #include <string_view>
 
 #include "../cuda_types.hpp"
@@ -70,6 +71,11 @@ inline at::Tensor rows_of(const at::Tensor& x) {
 // The distance of rows for a launcher: that of a single row says nothing.
 inline int64_t row_stride(const at::Tensor& rows) { return rows.size(0) <= 1 ? rows.size(1) : rows.stride(0); }
 
+#if defined(BRIDGE_EMULATION)
+// There is one for all threads.
+inline std::mutex emulated_device;
+#endif
+
 // Kernels go to the stream that libtorch's own operators would take.
 class Launch {
  public:
@@ -81,6 +87,9 @@ class Launch {
   }
   template <class Parameters>
   void operator()(cudaError_t (*launcher)(const Parameters&, cudaStream_t), const Parameters& parameters) const {
+#if defined(BRIDGE_EMULATION)
+    const std::lock_guard<std::mutex> alone(emulated_device);
+#endif
     const cudaError_t error = launcher(parameters, stream_);
     TORCH_CHECK(error != cudaErrorInvalidValue, name_, ": its kernels do not take these sizes, strides or addresses");
 #if !defined(BRIDGE_EMULATION)

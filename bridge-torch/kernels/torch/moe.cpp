@@ -96,13 +96,22 @@ at::Tensor permuted(const at::Tensor& x, const Places& places) {
   return rows;
 }
 
-// The rows of each token added up, times `weights` where they are defined.
-at::Tensor combined(const at::Tensor& rows, const at::Tensor& weights, const Places& places) {
+// The shared expert's result [tokens, h] and the logits of its gate [tokens, 1]; both undefined without one.
+struct Shared {
+  at::Tensor output, gate;
+};
+
+// The rows of each token added up, times `weights` where they are defined, and the shared expert's term.
+at::Tensor combined(const at::Tensor& rows, const at::Tensor& weights, const Places& places, const Shared& shared) {
   at::Tensor out = at::empty({places.tokens, rows.size(1)}, rows.options());
   Combine p{};
   p.rows = rows.const_data_ptr();
   p.weights = weights.defined() ? weights.const_data_ptr() : nullptr;
   p.row_of = places.row_of.const_data_ptr<int>();
+  if (shared.output.defined()) {
+    p.shared = shared.output.const_data_ptr();
+    p.gate = shared.gate.const_data_ptr();
+  }
   p.out = out.data_ptr();
   p.tokens = places.tokens;
   p.width = static_cast<int>(rows.size(1));
@@ -110,6 +119,22 @@ at::Tensor combined(const at::Tensor& rows, const at::Tensor& weights, const Pla
   p.dtype = dtype_of(rows, "rows");
   Launch("routed_experts", rows)(combine, p);
   return out;
+}
+
+// The gradients of the shared expert's result and of its gate.
+Shared shared_gradients(const at::Tensor& d_out, const Shared& shared) {
+  Shared d{at::empty_like(shared.output), at::empty_like(shared.gate)};
+  CombineShared p{};
+  p.d_out = d_out.const_data_ptr();
+  p.shared = shared.output.const_data_ptr();
+  p.gate = shared.gate.const_data_ptr();
+  p.d_shared = d.output.data_ptr();
+  p.d_gate = d.gate.data_ptr();
+  p.tokens = d_out.size(0);
+  p.width = static_cast<int>(d_out.size(1));
+  p.dtype = dtype_of(d_out, "the gradient");
+  Launch("routed_experts", d_out)(combine_shared, p);
+  return d;
 }
 
 at::Tensor activated(const at::Tensor& pre) {
@@ -148,19 +173,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> activation_gradients(const at::Te
 class ExpertsNode : public torch::autograd::Function<ExpertsNode> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weights, const at::Tensor& fc1,
-                            const at::Tensor& fc2, const at::Tensor& experts) {
+                            const at::Tensor& fc2, const at::Tensor& experts, const OptionalTensor& maybe_shared,
+                            const OptionalTensor& maybe_gate) {
     const int64_t num_experts = fc1.size(0), hidden = x.size(1), inner = fc2.size(2);
     check(x, "x", x, at::kBFloat16, {-1, -1});
     check(weights, "weights", x, at::kBFloat16, {x.size(0), -1});
     check(experts, "experts", x, at::kLong, weights.sizes());
     check(fc1, "fc1", x, at::kBFloat16, {num_experts, 2 * inner, hidden});
     check(fc2, "fc2", x, at::kBFloat16, {num_experts, hidden, inner});
+    TORCH_CHECK(maybe_shared.has_value() == maybe_gate.has_value(), "a shared expert needs its gate, and a gate its expert");
+    Shared shared;
+    if (maybe_shared) {
+      check(*maybe_shared, "shared", x, at::kBFloat16, x.sizes());
+      check(*maybe_gate, "gate", x, at::kBFloat16, {x.size(0), 1});
+      shared = {maybe_shared->contiguous(), maybe_gate->contiguous()};
+    }
     const Places places = places_of(experts, num_experts);
     const at::Tensor tokens = x.contiguous(), shares = weights.contiguous();
     const at::Tensor pre = at::_grouped_mm(permuted(tokens, places), fc1.transpose(1, 2), places.ends());
     const at::Tensor rows = at::_grouped_mm(activated(pre), fc2.transpose(1, 2), places.ends());
-    ctx->save_for_backward({tokens, shares, fc1, fc2, pre, places.offsets, places.row_of, places.assignment_of});
-    return combined(rows, shares, places);
+    ctx->save_for_backward({tokens, shares, fc1, fc2, pre, places.offsets, places.row_of, places.assignment_of, shared.output,
+                            shared.gate});
+    return combined(rows, shares, places, shared);
   }
 
   // Neither the experts' outputs nor the sorted rows are kept: the weights' gradient comes from the activations (with
@@ -169,12 +203,14 @@ class ExpertsNode : public torch::autograd::Function<ExpertsNode> {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weights = saved[1], &fc1 = saved[2], &fc2 = saved[3], &pre = saved[4];
     const Places places{saved[5], saved[6], saved[7], x.size(0), static_cast<int>(weights.size(1))};
-    const at::Tensor d_rows = permuted(grads[0].contiguous(), places);
+    const Shared shared{saved[8], saved[9]};
+    const at::Tensor d_out = grads[0].contiguous();
+    const at::Tensor d_rows = permuted(d_out, places);
     const at::Tensor d_act = at::_grouped_mm(d_rows, fc2, places.ends());
     const auto [d_pre, scaled, d_weights] = activation_gradients(pre, d_act, weights, places);
-    variable_list out(5);
+    variable_list out(7);
     if (ctx->needs_input_grad(0)) {
-      out[0] = combined(at::_grouped_mm(d_pre, fc1, places.ends()), at::Tensor(), places);
+      out[0] = combined(at::_grouped_mm(d_pre, fc1, places.ends()), at::Tensor(), places, {});
     }
     out[1] = d_weights;
     if (ctx->needs_input_grad(2)) {
@@ -182,6 +218,11 @@ class ExpertsNode : public torch::autograd::Function<ExpertsNode> {
     }
     if (ctx->needs_input_grad(3)) {
       out[3] = at::_grouped_mm(d_rows.t(), scaled, places.ends());
+    }
+    if (shared.output.defined()) {
+      const Shared d_shared = shared_gradients(d_out, shared);
+      out[5] = d_shared.output;
+      out[6] = d_shared.gate;
     }
     return out;
   }
@@ -193,8 +234,8 @@ std::tuple<at::Tensor, at::Tensor> route(const at::Tensor& logits, int64_t top_k
 }
 
 at::Tensor routed_experts(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& fc1, const at::Tensor& fc2,
-                          const at::Tensor& experts) {
-  return ExpertsNode::apply(x, weights, fc1, fc2, experts);
+                          const at::Tensor& experts, const OptionalTensor& shared, const OptionalTensor& gate) {
+  return ExpertsNode::apply(x, weights, fc1, fc2, experts, shared, gate);
 }
 
 }  // namespace
@@ -203,8 +244,11 @@ TORCH_LIBRARY_FRAGMENT(megatron_bridge, library) {
   // logits [tokens, experts]: the weights of the top_k experts, which sum to 1, and their numbers, int64.
   define(library, "route(Tensor logits, int top_k) -> (Tensor weights, Tensor experts)", &route);
   // x [tokens, h], weights and experts [tokens, top_k], fc1 [experts, 2 I, h], gate first, fc2 [experts, h, I], bfloat16:
-  // the weighted sum of each token's experts, [tokens, h].
-  define(library, "routed_experts(Tensor x, Tensor weights, Tensor fc1, Tensor fc2, Tensor experts) -> Tensor",
+  // the weighted sum of each token's experts, [tokens, h]; with shared [tokens, h] and gate [tokens, 1] also
+  // sigmoid(gate) shared.
+  define(library,
+         "routed_experts(Tensor x, Tensor weights, Tensor fc1, Tensor fc2, Tensor experts, Tensor? shared=None, "
+         "Tensor? gate=None) -> Tensor",
          &routed_experts);
 }
 

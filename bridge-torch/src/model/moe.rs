@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::ModelError;
 use super::linear::Linear;
 use super::mlp::Mlp;
-use crate::ops::moe::{experts, route};
+use crate::ops::moe::{SharedExpert, experts, route};
 use crate::ops::policy::Kernels;
 use crate::params::ParamStore;
 
@@ -54,14 +54,17 @@ impl MixtureOfExperts {
         let rows = x.reshape([-1, x.size()[2]]);
         let logits = self.router.forward(&rows);
         let routing = route(kernels, &logits, self.top_k);
-        let routed = experts(kernels, &rows, &routing, &self.fc1, &self.fc2);
-        let shared =
-            self.shared_gate.forward(&rows).sigmoid() * self.shared.forward(kernels, &rows);
+        let shared = SharedExpert {
+            output: self.shared.forward(kernels, &rows),
+            gate: self.shared_gate.forward(&rows),
+        };
+        let weights = (&self.fc1, &self.fc2);
+        let out = experts(kernels, &rows, &routing, weights, Some(&shared));
         let output = RouterOutput {
             logits,
             experts: routing.experts,
             weights: routing.weights,
         };
-        ((routed + shared).view_as(x), output)
+        (out.view_as(x), output)
     }
 }

@@ -15,6 +15,7 @@ use crate::batch::{Batch, BatchError};
 use crate::ops::loss::linear_cross_entropy;
 use crate::ops::moe::load_balancing_loss;
 use crate::ops::policy::{Implementation, KernelFacts, Kernels, Op};
+use crate::ops::self_check::self_check;
 use crate::params::ParamStore;
 
 /// Qwen3.5/3.6-VL, dense or mixture of experts, with Megatron-Core's parameters (`Qwen3VLModel` there).
@@ -58,6 +59,9 @@ impl Qwen3VlModel {
             dtype: options.dtype,
             device: options.device,
         })?;
+        if matches!(options.device, Device::Cuda(_)) {
+            self_check(kernels, options.dtype, options.device)?;
+        }
         params.set_trainable(|_| true);
         let vision = config
             .vision

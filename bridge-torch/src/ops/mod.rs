@@ -13,6 +13,7 @@ pub mod moe;
 pub mod norm;
 pub mod policy;
 pub mod rotary;
+pub mod self_check;
 pub mod sequences;
 pub mod swiglu;
 

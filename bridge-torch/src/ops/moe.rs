@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::compute_kind;
 use super::policy::{Kernels, Op};
-use crate::shim::{at, bridge, one, pair};
+use crate::shim::{absent, at, bridge, one, pair};
 
 /// Which experts each row goes to.
 #[derive(Debug)]
@@ -32,7 +32,16 @@ pub fn route(kernels: Kernels, logits: &Tensor, top_k: i64) -> Routing {
     }
 }
 
-/// The weighted sum of each row's experts: `sum_k w_k fc2_e(swiglu(fc1_e(x)))`.
+/// What the shared expert of a layer gives, before its gate.
+#[derive(Debug)]
+pub struct SharedExpert {
+    /// `[n, h]`
+    pub output: Tensor,
+    /// Logits of the gate, `[n, 1]`.
+    pub gate: Tensor,
+}
+
+/// The weighted sum of each row's experts, `sum_k w_k fc2_e(swiglu(fc1_e(x)))`, and `sigmoid(gate) output` of the shared one.
 ///
 /// `x`: `[n, h]`; `fc1`: `[experts, 2 I, h]`, gate first; `fc2`: `[experts, h, I]`; returns `[n, h]`.
 ///
@@ -42,14 +51,36 @@ pub fn experts(
     kernels: Kernels,
     x: &Tensor,
     routing: &Routing,
-    fc1: &Tensor,
-    fc2: &Tensor,
+    (fc1, fc2): (&Tensor, &Tensor),
+    shared: Option<&SharedExpert>,
 ) -> Tensor {
     let (x, weights, experts) = (at(x), at(&routing.weights), at(&routing.experts));
-    one(match kernels.run(Op::Moe) {
-        true => bridge::kernel_routed_experts(x, weights, at(fc1), at(fc2), experts),
-        false => bridge::routed_experts(x, weights, at(fc1), at(fc2), experts),
-    })
+    if kernels.run(Op::Moe) {
+        let (output, gate) = match shared {
+            Some(shared) => (shared.output.shallow_clone(), shared.gate.shallow_clone()),
+            None => (absent(), absent()),
+        };
+        return one(bridge::kernel_routed_experts(
+            x,
+            weights,
+            at(fc1),
+            at(fc2),
+            experts,
+            at(&output),
+            at(&gate),
+        ));
+    }
+    let routed = one(bridge::routed_experts(
+        x,
+        weights,
+        at(fc1),
+        at(fc2),
+        experts,
+    ));
+    match shared {
+        Some(shared) => routed + shared.gate.sigmoid() * &shared.output,
+        None => routed,
+    }
 }
 
 /// The load-balancing loss of all layers together: `E sum_e f_e P_e`, where `f_e` counts choices and `P_e` averages

@@ -110,6 +110,20 @@ pub enum PolicyError {
         /// What does not fit.
         why: String,
     },
+    /// Kernels that give something else than libtorch.
+    #[error(
+        "the kernels of `{op}` do not agree with libtorch on {device}: its {what} is {distance:.3} off; use kernels `auto,{op}=reference`, and tell us the card and the driver"
+    )]
+    Differs {
+        /// The op.
+        op: &'static str,
+        /// Output or gradient.
+        what: String,
+        /// Where it ran.
+        device: String,
+        /// Relative, in the sense of the sum of squares.
+        distance: f64,
+    },
     /// Not a policy.
     #[error(
         "`{word}` names no kernels; write `auto`, `cuda` or `reference`, and exceptions as `auto,gdn=reference` (ops: {})",
@@ -282,6 +296,12 @@ fn word(kind: Kind) -> &'static str {
 }
 
 impl Op {
+    /// As policies write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ROWS[self.index()].name
+    }
+
     fn index(self) -> usize {
         ROWS.iter()
             .position(|row| row.op == self)

@@ -127,6 +127,8 @@ pub(crate) mod bridge {
             fc1: &Tensor,
             fc2: &Tensor,
             experts: &Tensor,
+            shared: &Tensor,
+            gate: &Tensor,
         ) -> Result<UniquePtr<Tensor>>;
         fn kernel_linear_cross_entropy(
             hidden: &Tensor,

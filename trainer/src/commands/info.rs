@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bridge_torch::ops::policy::{Implementation, Kernel, KernelFacts, KernelPolicy, kernels_built};
+use bridge_torch::ops::self_check::self_check;
 use bytesize::ByteSize;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
@@ -19,7 +20,8 @@ use crate::report::{self, table};
 
 /// Show devices, the CUDA kernels of this build, and what computes each op.
 ///
-/// With a model, what its sizes and dtype let run: kernels take some shapes only. --json prints a list of {op, kernel,
+/// With a model, what its sizes and dtype let run: kernels take some shapes only. Those that run are held to libtorch once, as
+/// each run does when it builds its model. --json prints a list of {op, kernel,
 /// architectures, by}, one for each kernel; an op without kernels has `kernel` null.
 ///
 /// Example: trainer info Qwen3.5-4B --kernels auto,moe=reference
@@ -48,11 +50,12 @@ pub(crate) fn run(args: &InfoArgs) -> anyhow::Result<ExitCode> {
         .map(|model| model::open(model, Weights::IfPresent, &Lookup::default()))
         .transpose()?;
     let device = device::resolve(&args.device)?;
-    let (_, implementations) = args.kernels.resolve(&KernelFacts {
+    let (kernels, implementations) = args.kernels.resolve(&KernelFacts {
         config: bridge.as_ref().map(|bridge| &bridge.config().text),
         dtype: args.dtype.kind(),
         device,
     })?;
+    self_check(kernels, args.dtype.kind(), device)?;
     let built = kernels_built();
     if args.json {
         let by = |op: &str| implementations.iter().find(|one| one.op == op);

@@ -88,9 +88,11 @@ std::unique_ptr<Tensors> kernel_route(const at::Tensor& logits, int64_t top_k) {
 }
 
 std::unique_ptr<at::Tensor> kernel_routed_experts(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& fc1,
-                                                  const at::Tensor& fc2, const at::Tensor& experts) {
-  return one(call<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>(
-      "routed_experts", x, weights, fc1, fc2, experts));
+                                                  const at::Tensor& fc2, const at::Tensor& experts,
+                                                  const at::Tensor& shared, const at::Tensor& gate) {
+  return one(call<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                             const OptionalTensor&, const OptionalTensor&)>("routed_experts", x, weights, fc1, fc2, experts,
+                                                                            present(shared), present(gate)));
 }
 
 std::unique_ptr<at::Tensor> kernel_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,

@@ -33,7 +33,8 @@ std::unique_ptr<Tensors> kernel_gdn_core(const at::Tensor& x, const at::Tensor& 
                                          int64_t key_heads, double eps, bool output_final_state);
 std::unique_ptr<Tensors> kernel_route(const at::Tensor& logits, int64_t top_k);
 std::unique_ptr<at::Tensor> kernel_routed_experts(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& fc1,
-                                                  const at::Tensor& fc2, const at::Tensor& experts);
+                                                  const at::Tensor& fc2, const at::Tensor& experts,
+                                                  const at::Tensor& shared, const at::Tensor& gate);
 std::unique_ptr<at::Tensor> kernel_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                                         const at::Tensor& targets, double normalizer);
 
