@@ -573,7 +573,7 @@ fn the_chosen_kernels_are_printed_and_recorded_and_missing_ones_are_refused() {
     let text = stderr(&auto.finish());
     let record = run_json(&auto.output);
     let kernels = record["kernels"].as_object().unwrap();
-    for op in ["attention", "delta_rule", "moe", "norm"] {
+    for op in ["attention", "gdn", "moe", "norm"] {
         assert!(
             text.contains(&format!("{op}: {}", kernels[op].as_str().unwrap())),
             "{text}"
@@ -589,8 +589,17 @@ fn the_chosen_kernels_are_printed_and_recorded_and_missing_ones_are_refused() {
         "{text}"
     );
 
+    // Built with an nvcc or without one: there is nothing for the CPU.
     let text = run("cuda").with(&["kernels.policy=cuda"]).fail();
-    assert!(text.contains("this build has no CUDA kernels"), "{text}");
+    assert!(
+        text.contains("kernels `cuda` were asked for, but"),
+        "{text}"
+    );
+    let typo = run("typo").with(&["kernels.policy=auto,gnd=cuda"]);
+    let out = typo.command().output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    let text = stderr(&out);
+    assert!(text.contains("`gnd=cuda` names no kernels"), "{text}");
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn outputs_have_the_names_and_values_of_transformers() {
             .assert()
             .success()
             .stdout("")
-            .stderr(predicate::str::contains("kernels attention: "));
+            .stderr(predicate::str::contains("kernels (auto): attention: "));
         let found = read(&dir.path().join("out.safetensors"));
         let expected = read(&golden(&format!("model/{model}_{case}.safetensors")));
         let mut compared = 0;

@@ -13,6 +13,8 @@ mod forward;
 #[cfg(feature = "torch")]
 mod generate;
 mod hub;
+#[cfg(feature = "torch")]
+mod info;
 mod init;
 mod inspect;
 mod interrupted;
