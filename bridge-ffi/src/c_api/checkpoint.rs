@@ -2,7 +2,9 @@
 
 use std::ffi::c_char;
 
-use super::errors::{CError, call, given, hand_out, hand_out_text, output, path, take_back, text};
+use super::errors::{
+    CError, c_string, call, given, hand_out, hand_out_text, output, path, take_back, text,
+};
 use super::plan::CPlan;
 use super::structs::{
     CLayoutInfo, COpenOptions, CParallelLayout, CRankCoord, check_size, optional, rank, spec,
@@ -133,16 +135,11 @@ pub unsafe extern "C" fn bridge_checkpoint_provider_text(
     value: *mut *mut c_char,
     error: *mut *mut CError,
 ) -> i32 {
+    let read = |provider: &Provider, name: &str| {
+        provider.text(name).map(|text| c_string(&text).into_raw())
+    };
     // SAFETY: the header's rules.
-    unsafe {
-        call(error, || {
-            let checkpoint = given(checkpoint, "checkpoint")?;
-            let name = text(name, "field")?;
-            let value = output(value, "value")?;
-            hand_out_text(value, &checkpoint.provider().text(name)?);
-            Ok(())
-        })
-    }
+    unsafe { field(checkpoint, name, value, error, read) }
 }
 
 /// See the header.

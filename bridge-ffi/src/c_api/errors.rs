@@ -70,6 +70,16 @@ pub(super) fn output<T>(pointer: *mut T, what: &'static str) -> Result<*mut T, F
     Ok(pointer)
 }
 
+/// Where a result goes that the caller may not want; checked before the work, so that what is done is also told.
+pub(super) fn wanted_output<T>(
+    pointer: *mut T,
+    what: &'static str,
+) -> Result<Option<*mut T>, FfiError> {
+    (!pointer.is_null())
+        .then(|| output(pointer, what))
+        .transpose()
+}
+
 /// Hands a new object to the caller.
 ///
 /// # Safety

@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use bridge_core::checkpoint::discard_exports;
 use bridge_core::shards::RankExportOptions;
 
-use super::errors::{CError, call, given, hand_out, output, path, take_back, text};
+use super::errors::{CError, call, given, hand_out, output, path, take_back, text, wanted_output};
 use super::load::{array, with_options};
 use super::plan::CPlan;
 use super::structs::{
@@ -101,6 +101,7 @@ pub unsafe extern "C" fn bridge_exporter_write(
     unsafe {
         call(error, || {
             let exporter = given(exporter, "exporter")?;
+            let report = wanted_output(report, "report")?;
             let sources = array(sources, count, "sources")?
                 .iter()
                 .map(|one| {
@@ -114,8 +115,8 @@ pub unsafe extern "C" fn bridge_exporter_write(
                 })
                 .collect::<Result<Vec<_>, FfiError>>()?;
             let done = with_options(options, |options| exporter.write(&sources, options))?;
-            if !report.is_null() {
-                output(report, "report")?.write(done.into());
+            if let Some(report) = report {
+                report.write(done.into());
             }
             Ok(())
         })
@@ -132,9 +133,11 @@ pub unsafe extern "C" fn bridge_exporter_finish(
     // SAFETY: the header's rules.
     unsafe {
         call(error, || {
-            let found = given(exporter, "exporter")?.finish()?;
-            if !state.is_null() {
-                output(state, "state")?.write(CExportState {
+            let exporter = given(exporter, "exporter")?;
+            let state = wanted_output(state, "state")?;
+            let found = exporter.finish()?;
+            if let Some(state) = state {
+                state.write(CExportState {
                     complete: i32::from(found.complete),
                     finished: found.finished,
                     needed: found.needed,
@@ -155,9 +158,11 @@ pub unsafe extern "C" fn bridge_export_discard(
     // SAFETY: the header's rules.
     unsafe {
         call(error, || {
-            let found = discard_exports(path(target, "target")?)?;
-            if !removed.is_null() {
-                output(removed, "removed")?.write(found);
+            let target = path(target, "target")?;
+            let removed = wanted_output(removed, "removed")?;
+            let found = discard_exports(target)?;
+            if let Some(removed) = removed {
+                removed.write(found);
             }
             Ok(())
         })

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 
-use super::errors::{CError, call, given, output, take_back, text};
+use super::errors::{CError, call, given, output, take_back, text, wanted_output};
 use super::plan::CPlan;
 use super::structs::{CDestination, CLoadOptions, CLoadReport, optional};
 use crate::dtype::dtype_of;
@@ -134,6 +134,7 @@ pub unsafe extern "C" fn bridge_plan_load_all(
     unsafe {
         call(error, || {
             let plan = &given(plan, "plan")?.plan;
+            let report = wanted_output(report, "report")?;
             let destinations = array(destinations, count, "destinations")?
                 .iter()
                 .map(|one| {
@@ -149,8 +150,8 @@ pub unsafe extern "C" fn bridge_plan_load_all(
                 })
                 .collect::<Result<Vec<_>, FfiError>>()?;
             let done = with_options(options, |options| plan.load_all(&destinations, options))?;
-            if !report.is_null() {
-                output(report, "report")?.write(done.into());
+            if let Some(report) = report {
+                report.write(done.into());
             }
             Ok(())
         })

@@ -221,6 +221,10 @@ static int loading(const char* dir, const char* scratch) {
   CHECK(calls == 1);
   options.progress = count;
   options.progress_user = &seen;
+  /* Nothing is loaded that could not be reported. */
+  FAILS(BRIDGE_ERROR_ARGUMENT, "report is not aligned",
+        bridge_plan_load_all(plan, destinations, 1, &options, (void*)((char*)&report + 1), &error));
+  CHECK(seen == 0);
   options.cancellation = cancellation;
   OK(bridge_plan_load_all(plan, destinations, 1, &options, &report, &error));
   CHECK(report.tensors == 1 && report.bytes == tensor.bytes && report.rounded == 0);
@@ -299,12 +303,18 @@ static int exporting(const char* dir, const char* scratch) {
   }
   FAILS(BRIDGE_ERROR_ARGUMENT, "sources is null",
         bridge_exporter_write(exporter, NULL, 1, NULL, NULL, &error));
+  FAILS(BRIDGE_ERROR_ARGUMENT, "report is not aligned",
+        bridge_exporter_write(exporter, sources, count, NULL, (void*)((char*)&report + 1), &error));
   OK(bridge_exporter_write(exporter, sources, count, NULL, &report, &error));
   CHECK(report.tensors == count);
   FAILS(BRIDGE_ERROR_TENSOR, "was handed in before",
         bridge_exporter_write(exporter, sources, 1, NULL, NULL, &error));
+  FAILS(BRIDGE_ERROR_ARGUMENT, "state is not aligned",
+        bridge_exporter_finish(exporter, (void*)((char*)&state + 1), &error));
   OK(bridge_exporter_finish(exporter, &state, &error));
   CHECK(state.complete == 1 && state.finished == 1 && state.needed == 1);
+  FAILS(BRIDGE_ERROR_ARGUMENT, "removed is not aligned",
+        bridge_export_discard(target, (void*)((char*)&removed + 1), &error));
   OK(bridge_export_discard(target, &removed, &error));
   CHECK(removed == 0);
   for (number = 0; number < count; ++number) {
