@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Builds and loads the library once, and gives the kernels of every op that has some.
 fn kernels() -> Kernels {
-    static LOADED: OnceLock<tempfile::TempDir> = OnceLock::new();
+    static LOADED: OnceLock<()> = OnceLock::new();
     LOADED.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bridge-torch/kernels");
@@ -32,8 +32,8 @@ fn kernels() -> Kernels {
             String::from_utf8_lossy(&out.stderr)
         );
         let library = folder.path().join("libmegatron_bridge_kernels.so");
+        // Once loaded, it needs its file no more.
         bridge_torch::shim::load_operators(&library).unwrap();
-        folder
     });
     let facts = KernelFacts {
         config: None,
