@@ -72,7 +72,7 @@ class RmsNormNode : public torch::autograd::Function<RmsNormNode> {
     ctx->save_for_backward({x, weight});
     ctx->saved_data["eps"] = eps;
     at::Tensor no_sum;
-    return rms_norm_value(x, std::nullopt, weight, 0.5, no_sum);
+    return rms_norm_value(x, std::nullopt, weight, eps, no_sum);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
