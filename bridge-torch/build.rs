@@ -78,13 +78,17 @@ fn sources(folder: &str, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The compiler of `CUDA_HOME`, of `PATH`, or of `make setup`.
+/// The compiler of `CUDA_HOME`, of `PATH`, or of `make setup`; an empty `CUDA_HOME` asks for none.
 fn nvcc() -> Option<PathBuf> {
-    let home = std::env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
+    let home = std::env::var_os("CUDA_HOME");
+    if home.as_ref().is_some_and(|home| home.is_empty()) {
+        return None;
+    }
+    let home = home.map(|home| PathBuf::from(home).join("bin/nvcc"));
     if let Some(nvcc) = &home {
         assert!(
             nvcc.is_file(),
-            "CUDA_HOME has no {}: unset it, or point it at a CUDA toolkit",
+            "there is no {}: unset CUDA_HOME, or point it at a CUDA toolkit",
             nvcc.display()
         );
     }
@@ -182,7 +186,7 @@ fn output(command: &mut Command) -> String {
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(
         out.status.success(),
-        "{command:?} failed:\n{text}{}",
+        "{command:?} failed; CUDA_HOME=DIR takes the toolkit in DIR (13.0 was tried), CUDA_HOME= builds without kernels:\n{text}{}",
         String::from_utf8_lossy(&out.stderr)
     );
     text

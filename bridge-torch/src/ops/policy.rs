@@ -1,6 +1,6 @@
 //! Which implementation of each op runs: decided once, when a model is built, and printed.
 //!
-//! A row of [`ROWS`] is an op: its libtorch implementation, the operator of the kernel library that serves it, and what a
+//! A row of `ROWS` is an op: its libtorch implementation, the operator of the kernel library that serves it, and what a
 //! model must be for its kernels to take it. An op whose kernels cannot take a model runs on libtorch, and the print says why.
 
 use std::fmt;
