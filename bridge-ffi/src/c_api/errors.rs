@@ -25,10 +25,11 @@ pub(super) unsafe fn call(
         return Status::Ok as i32;
     };
     let status = failure.status();
-    if !error.is_null() {
+    // There is no way to tell of an error pointer that cannot be written.
+    if !error.is_null() && error.is_aligned() {
         let text = c_string(&failure.text());
         let boxed = Box::into_raw(Box::new(CError { status, text }));
-        // SAFETY: not null, and the caller's to be written.
+        // SAFETY: not null, aligned, and the caller's to be written.
         unsafe { error.write(boxed) };
     }
     status as i32

@@ -49,7 +49,7 @@ inline DType dtype_of(const at::Tensor& x, const char* name) {
   return kind == at::kFloat ? DType::kF32 : DType::kBf16;
 }
 
-// Refuses what lies elsewhere, has another dtype or another shape; a size of -1 is any.
+// Refuses what lies elsewhere, has another dtype or another shape, or is a vector with gaps; a size of -1 is any.
 inline void check(const at::Tensor& x, const char* name, const at::Tensor& like, at::ScalarType kind, at::IntArrayRef shape) {
   TORCH_CHECK(x.device() == like.device(), name, " is on ", x.device(), ", but its neighbours are on ", like.device());
   TORCH_CHECK(x.scalar_type() == kind, name, " is ", x.scalar_type(), ", but ", kind, " is needed here");
@@ -58,6 +58,7 @@ inline void check(const at::Tensor& x, const char* name, const at::Tensor& like,
     fits = shape[i] < 0 || x.size(static_cast<int64_t>(i)) == shape[i];
   }
   TORCH_CHECK(fits, name, " has shape ", x.sizes(), ", expected ", shape);
+  TORCH_CHECK(x.dim() != 1 || x.is_contiguous(), name, " has gaps between its elements; give its contiguous() form");
 }
 
 // [rows, width] of [.., width]: a view where the rows are evenly apart and begin at 16 bytes, else a copy.

@@ -259,6 +259,7 @@ static int loading(const char* dir, const char* scratch) {
 static int exporting(const char* dir, const char* scratch) {
   bridge_checkpoint* checkpoint = NULL;
   bridge_exporter* exporter = NULL;
+  bridge_exporter* unfinished = NULL;
   bridge_plan* plan = NULL;
   bridge_export_options options = BRIDGE_EXPORT_OPTIONS_INIT;
   bridge_export_state state;
@@ -311,12 +312,20 @@ static int exporting(const char* dir, const char* scratch) {
         bridge_exporter_write(exporter, sources, 1, NULL, NULL, &error));
   FAILS(BRIDGE_ERROR_ARGUMENT, "state is not aligned",
         bridge_exporter_finish(exporter, (void*)((char*)&state + 1), &error));
+  /* Nothing was published. */
+  CHECK(fopen(target, "r") == NULL);
   OK(bridge_exporter_finish(exporter, &state, &error));
   CHECK(state.complete == 1 && state.finished == 1 && state.needed == 1);
+  OK(bridge_export_discard(target, &removed, &error));
+  CHECK(removed == 0);
+  /* What an exporter left unfinished is discarded once, by the call that can say so. */
+  snprintf(target, sizeof target, "%s/unfinished", scratch);
+  OK(bridge_exporter_open(checkpoint, NULL, NULL, target, NULL, &unfinished, &error));
+  bridge_exporter_free(unfinished);
   FAILS(BRIDGE_ERROR_ARGUMENT, "removed is not aligned",
         bridge_export_discard(target, (void*)((char*)&removed + 1), &error));
   OK(bridge_export_discard(target, &removed, &error));
-  CHECK(removed == 0);
+  CHECK(removed == 1);
   for (number = 0; number < count; ++number) {
     free((void*)sources[number].data);
   }
