@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What a rank's load by libmegatron_bridge costs, beside a plain pread of as many bytes of the same files, in turns.
+# What a rank's load by libmegatron_bridge costs, beside plain preads of the same ranges and of as many contiguous bytes, in turns.
 #
 #   benches/peers/ffi_load.sh CHECKPOINT [THREADS] [ROUNDS]
 #
-# One JSON line a layout: medians, the ratio of speeds, the peak of memory beside the tensors, nanoseconds of small calls.
+# One JSON line a layout: medians, the ratios of speeds and of CPU time, the peak of memory beside the tensors, nanoseconds of small
+# calls.
 # Run it once before to have the files in the page cache, or drop the cache to measure the disk.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
