@@ -53,7 +53,21 @@ pub trait TensorSource: Sync {
     /// # Errors
     /// [`CheckpointError`] when there is no such tensor or range, or reading fails.
     fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError>;
+
+    /// [`TensorSource::read`] for many ranges of one tensor. Sources in files find it once, here: beside a read of 1 KiB the
+    /// search for its name counts.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when there is no such tensor; a source may leave that to the first read.
+    fn reader<'a>(&'a self, name: &'a str) -> Result<Reader<'a>, CheckpointError> {
+        Ok(Box::new(move |offset_bytes, into| {
+            self.read(name, offset_bytes, into)
+        }))
+    }
 }
+
+/// Fills memory with a tensor's bytes from an offset on.
+pub type Reader<'a> = Box<dyn Fn(u64, &mut [u8]) -> Result<(), CheckpointError> + 'a>;
 
 /// Where tensors go. Elements are little-endian and row-major.
 pub trait TensorSink: Sync {

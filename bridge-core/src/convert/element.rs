@@ -100,29 +100,42 @@ fn put<const N: usize>(bytes: &mut [u8], index: usize, one: [u8; N]) {
 
 /// The first element that is an infinity or NaN: all bits of its exponent are set.
 pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
-    /// For each type the mask of its exponent, and the lowest bit of that. Their sum carries into the sign's place where all
-    /// bits are set, and nowhere else: one `and`, one `add` and one `or` a word, which vectorise.
-    macro_rules! find {
-        ($word:ty, $mask:expr, $lowest:expr) => {
-            find(bytes, |word| {
-                (<$word>::from_le_bytes(word) & $mask).wrapping_add($lowest) & ($mask + $lowest)
-            })
+    // Two instructions a vector: the largest value without its sign, which has all bits of the exponent set or has not.
+    let narrow = |exponent: i16| {
+        find(
+            bytes,
+            |most: i16, word| most.max(i16::from_le_bytes(word) & i16::MAX),
+            |most| most >= exponent,
+        )
+    };
+    /// Wider types have no such instruction in the x86-64 that all machines share. The sum of the exponent's bits and the
+    /// lowest of them carries into the sign's place where all are set, and nowhere else.
+    macro_rules! wide {
+        ($word:ty, $exponent:expr, $lowest:expr) => {
+            find(
+                bytes,
+                |any: $word, word| {
+                    let carried = (<$word>::from_le_bytes(word) & $exponent).wrapping_add($lowest);
+                    any | carried & ($exponent + $lowest)
+                },
+                |any| any != 0,
+            )
         };
     }
     match dtype {
-        Dtype::Bf16 => find!(u16, 0x7f80, 0x80),
-        Dtype::F16 => find!(u16, 0x7c00, 0x400),
-        Dtype::F32 => find!(u32, 0x7f80_0000, 0x80_0000),
-        Dtype::F64 => find!(u64, 0x7ff0_0000_0000_0000, 0x10_0000_0000_0000),
+        Dtype::Bf16 => narrow(0x7f80),
+        Dtype::F16 => narrow(0x7c00),
+        Dtype::F32 => wide!(u32, 0x7f80_0000, 0x80_0000),
+        Dtype::F64 => wide!(u64, 0x7ff0_0000_0000_0000, 0x10_0000_0000_0000),
         _ => None,
     }
 }
 
-/// The first element of which `badness` is not zero. Whole blocks are looked at without leaving early, so that they
-/// vectorise.
-fn find<const N: usize, W: Default + PartialEq + std::ops::BitOr<Output = W>>(
+/// The first element that is bad by itself. Whole blocks are joined without leaving early, so that they vectorise.
+fn find<const N: usize, W: Default>(
     bytes: &[u8],
-    badness: impl Fn([u8; N]) -> W,
+    join: impl Fn(W, [u8; N]) -> W,
+    is_bad: impl Fn(W) -> bool,
 ) -> Option<usize> {
     let (elements, _) = bytes.as_chunks::<N>();
     const BLOCK: usize = 1024;
@@ -130,13 +143,14 @@ fn find<const N: usize, W: Default + PartialEq + std::ops::BitOr<Output = W>>(
         .chunks(BLOCK)
         .enumerate()
         .find_map(|(number, block)| {
-            let any = block
+            let joined = block
                 .iter()
-                .fold(W::default(), |any, word| any | badness(*word));
-            let within = if any == W::default() {
-                None
-            } else {
-                block.iter().position(|word| badness(*word) != W::default())
+                .fold(W::default(), |joined, word| join(joined, *word));
+            let within = match is_bad(joined) {
+                true => block
+                    .iter()
+                    .position(|word| is_bad(join(W::default(), *word))),
+                false => None,
             };
             within.map(|at| number * BLOCK + at)
         })
@@ -149,6 +163,14 @@ pub(super) struct Rounding {
     pub(super) elements: usize,
     /// The largest distance to what comes back.
     pub(super) max_error: f64,
+}
+
+impl Rounding {
+    /// Counts what a cast did to more values.
+    pub(super) fn add(&mut self, more: Self) {
+        self.elements += more.elements;
+        self.max_error = self.max_error.max(more.max_error);
+    }
 }
 
 /// Casts a run of values, for the pairs of types that checkpoints and runs use; `None` for other pairs.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::ConvertError;
-use super::element::{Rounding, cast, first_non_finite, load, round, store};
-use crate::Dtype;
+use super::element::Rounding;
+use super::values::{BLOCK_BYTES, Values};
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSink, TensorSource};
 use crate::mapping::Transform;
 use crate::plan::{Copy, ModelPlan, TensorPlan};
@@ -330,23 +330,65 @@ impl<'a> Job<'a> {
         target: &mut [u8],
         scratch: &mut Vec<u8>,
     ) -> Result<Rounding, ConvertError> {
-        let size = self.tensor.dtype.size_bytes();
         if self.tensor.fill.is_some() {
             // Where no copy writes, the plan says zeros.
             target.fill(0);
         }
         let mut rounding = Rounding::default();
         for copy in &self.tensor.copies {
-            for row in copy.rows_within(&piece) {
-                let start = copy.target_start + row * copy.target_stride;
-                let from = piece.start.max(start);
-                let to = piece.end.min(start + copy.row_elements);
-                let source_from = copy.source_start + row * copy.source_stride + from - start;
-                let into = &mut target[(from - piece.start) * size..(to - piece.start) * size];
-                let part = self.fill(copy, source_from, into, scratch, source, options)?;
-                rounding.elements += part.elements;
-                rounding.max_error = rounding.max_error.max(part.max_error);
+            let rows = copy.rows_within(&piece);
+            if rows.is_empty() {
+                continue;
             }
+            let values = self.values(copy, source, options)?;
+            // Short rows that touch in the source, but not in the target, are read together.
+            let together = match copy.source_stride == copy.row_elements {
+                true => (BLOCK_BYTES / (copy.row_elements * values.from.size_bytes())).max(1),
+                false => 1,
+            };
+            for first in rows.clone().step_by(together) {
+                let group = first..rows.end.min(first + together);
+                let part = self.make_rows(copy, group, &piece, &values, target, scratch)?;
+                rounding.add(part);
+            }
+        }
+        Ok(rounding)
+    }
+
+    /// Makes those elements of some rows of a copy that are in `piece`; several rows touch in the source.
+    fn make_rows(
+        &self,
+        copy: &Copy,
+        rows: Range<usize>,
+        piece: &Range<usize>,
+        values: &Values<'_>,
+        target: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<Rounding, ConvertError> {
+        let size = self.tensor.dtype.size_bytes();
+        // The elements of a row that are in the piece, and where the first of them is in the source.
+        let part = |row: usize| {
+            let start = copy.target_start + row * copy.target_stride;
+            let from = piece.start.max(start);
+            let to = piece.end.min(start + copy.row_elements);
+            let source_from = copy.source_start + row * copy.source_stride + from - start;
+            (source_from, from - piece.start..to - piece.start)
+        };
+        let (first, elements) = part(rows.start);
+        if rows.len() == 1 {
+            let into = &mut target[elements.start * size..elements.end * size];
+            return values.make(first, into, scratch);
+        }
+        let (last, last_elements) = part(rows.end - 1);
+        let count = last + last_elements.len() - first;
+        values.read(first, count, scratch)?;
+        let mut rounding = Rounding::default();
+        for row in rows {
+            let (source_from, elements) = part(row);
+            let from = (source_from - first) * values.from.size_bytes();
+            let bytes = &scratch[from..from + elements.len() * values.from.size_bytes()];
+            let into = &mut target[elements.start * size..elements.end * size];
+            rounding.add(values.convert(bytes, into));
         }
         Ok(rounding)
     }
@@ -358,84 +400,22 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Fills `into` with the values of one source from element `first` on.
-    fn fill(
-        &self,
+    /// The values of a copy's source.
+    fn values<'s>(
+        &'s self,
         copy: &Copy,
-        first: usize,
-        into: &mut [u8],
-        scratch: &mut Vec<u8>,
-        source: &dyn TensorSource,
+        source: &'s dyn TensorSource,
         options: &ExecuteOptions,
-    ) -> Result<Rounding, ConvertError> {
+    ) -> Result<Values<'s>, ConvertError> {
         let name = &self.tensor.sources[copy.source].name;
-        let from = self.sources[copy.source].dtype;
-        let to = self.tensor.dtype;
-        let offset = first as u64 * from.size_bytes() as u64;
-        let moved = from == to && self.transforms.is_empty();
-        let count = into.len() / to.size_bytes();
-        let bytes: &[u8] = if moved {
-            source
-                .read(name, offset, into)
-                .map_err(|e| self.failed(e))?;
-            into
-        } else {
-            scratch.resize(count * from.size_bytes(), 0);
-            source
-                .read(name, offset, scratch)
-                .map_err(|e| self.failed(e))?;
-            scratch
-        };
-        if options.non_finite == NonFinite::Refuse
-            && let Some(index) = first_non_finite(from, bytes)
-        {
-            return Err(ConvertError::NonFinite {
-                source_name: name.clone(),
-                index: first + index,
-                value: load(from, bytes, index),
-            });
-        }
-        if moved {
-            return Ok(Rounding::default());
-        }
-        Ok(convert_values((from, to), self.transforms, scratch, into))
+        Ok(Values {
+            target: &self.tensor.name,
+            name,
+            reader: source.reader(name).map_err(|error| self.failed(error))?,
+            from: self.sources[copy.source].dtype,
+            to: self.tensor.dtype,
+            transforms: self.transforms,
+            non_finite: options.non_finite,
+        })
     }
-}
-
-/// Casts and transforms `values` into `into`, and counts what would not come back exactly.
-pub(super) fn convert_values(
-    (from, to): (Dtype, Dtype),
-    transforms: &[Transform],
-    values: &[u8],
-    into: &mut [u8],
-) -> Rounding {
-    if transforms.is_empty()
-        && let Some(rounding) = cast(from, to, values, into)
-    {
-        return rounding;
-    }
-    let wide = from.widest(to);
-    let exact = transforms.is_empty() && wide == to;
-    let mut rounding = Rounding::default();
-    for index in 0..into.len() / to.size_bytes() {
-        let value = load(from, values, index);
-        let mut result = value;
-        for transform in transforms {
-            result = round(wide, transform.apply(result));
-        }
-        store(to, into, index, result);
-        if exact {
-            continue;
-        }
-        let mut back = load(to, into, index);
-        for transform in transforms.iter().rev() {
-            back = round(wide, transform.inverse().apply(back));
-        }
-        let error = (round(from, back) - value).abs();
-        if error > 0.0 {
-            rounding.elements += 1;
-            rounding.max_error = rounding.max_error.max(error);
-        }
-    }
-    rounding
 }

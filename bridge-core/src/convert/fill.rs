@@ -142,9 +142,7 @@ impl Task<'_> {
             let elements: Range<usize> = at..at + piece.len() / size;
             at = elements.end;
             bytes += piece.len() as u64;
-            let part = self.job.make(elements, source, options, piece, scratch)?;
-            rounding.elements += part.elements;
-            rounding.max_error = rounding.max_error.max(part.max_error);
+            rounding.add(self.job.make(elements, source, options, piece, scratch)?);
         }
         Ok((bytes, rounding))
     }
@@ -248,6 +246,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Rows that touch in the source are read together, and spread.
+    #[test]
+    fn rows_that_touch_in_the_source_stand_where_the_plan_says() {
+        let (plan, source) = plan(Dtype::F32, vec![]);
+        let value = |i: usize| (i as f32 * 1.37 - 2.0).to_le_bytes();
+        // Elements of `a` and, from 10 on, of `b`.
+        let order = [0, 1, 2, 10, 11, 3, 4, 5, 12, 13];
+        let mut wanted: Vec<u8> = order.into_iter().flat_map(|i| value(i % 10)).collect();
+        wanted.extend([0; 8]);
+        assert_eq!(expected(&plan, &source), wanted);
     }
 
     #[test]

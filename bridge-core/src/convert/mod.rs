@@ -8,6 +8,7 @@ mod execute;
 mod fill;
 mod planned;
 mod scatter;
+mod values;
 mod verify;
 mod write_files;
 

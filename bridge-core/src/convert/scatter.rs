@@ -5,8 +5,9 @@ use std::ops::{ControlFlow, Range};
 use rayon::prelude::*;
 
 use super::element::{first_non_finite, load};
-use super::execute::{convert_values, in_pool};
+use super::execute::in_pool;
 use super::fill::Filled;
+use super::values::convert_values;
 use super::{ConvertError, ExecuteOptions, NonFinite, Transforms};
 use crate::Dtype;
 use crate::checkpoint::TensorSink;

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 
 use super::{Coordinates, ShardSetError};
 use crate::checkpoint::shard::{ShardFile, ShardInfo};
-use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
+use crate::checkpoint::{CheckpointError, Reader, TensorInfo, TensorSource};
 use crate::layout::{Chunk, LayoutSpec, ParallelLayout, RankCoord};
 use crate::plan::{ModelPlan, Stage, gather};
 use crate::{AutoBridge, StagePlanner};
@@ -303,12 +303,16 @@ impl TensorSource for ShardSet {
     }
 
     fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError> {
+        self.reader(name)?(offset_bytes, into)
+    }
+
+    fn reader<'a>(&'a self, name: &'a str) -> Result<Reader<'a>, CheckpointError> {
         let (number, local) = self
             .names
             .get(name)
             .ok_or_else(|| CheckpointError::NoTensor {
                 name: name.to_owned(),
             })?;
-        self.parts[*number].file.read(local, offset_bytes, into)
+        self.parts[*number].file.reader(local)
     }
 }

@@ -17,7 +17,7 @@ use super::{AutoBridge, BridgeError};
 use crate::Dtype;
 use crate::checkpoint::hf::{CONFIG, HfCheckpoint, HfLayout, HfWriter};
 use crate::checkpoint::torch_dist::TorchDistCheckpoint;
-use crate::checkpoint::{CheckpointError, FileSink, Staging, TensorInfo, TensorSource};
+use crate::checkpoint::{CheckpointError, FileSink, Reader, Staging, TensorInfo, TensorSource};
 use crate::convert::{ExecuteOptions, Report, write_files};
 use crate::mapping::{Part, Registry};
 use crate::models::{self, ExpertLayout, Facts};
@@ -342,6 +342,13 @@ impl TensorSource for Export<'_> {
         match (name.strip_prefix(REFERENCE), &self.bridge.checkpoint) {
             (Some(name), Some(reference)) => reference.read(name, offset_bytes, into),
             _ => self.source.read(name, offset_bytes, into),
+        }
+    }
+
+    fn reader<'a>(&'a self, name: &'a str) -> Result<Reader<'a>, CheckpointError> {
+        match (name.strip_prefix(REFERENCE), &self.bridge.checkpoint) {
+            (Some(name), Some(reference)) => reference.reader(name),
+            _ => self.source.reader(name),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::header::{self, Header};
 use super::index::{self, INDEX, SINGLE};
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::links::{self, Links, Refused};
-use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
+use crate::checkpoint::{CheckpointError, FileProblem, Reader, TensorInfo, TensorSource};
 
 /// A Hugging Face directory of one or more safetensors files, every header read and checked.
 #[derive(Debug)]
@@ -263,6 +263,10 @@ impl TensorSource for HfCheckpoint {
     }
 
     fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError> {
+        self.reader(name)?(offset_bytes, into)
+    }
+
+    fn reader<'a>(&'a self, name: &'a str) -> Result<Reader<'a>, CheckpointError> {
         let place = self
             .tensors
             .get(name)
@@ -270,10 +274,15 @@ impl TensorSource for HfCheckpoint {
                 name: name.to_owned(),
             })?;
         if place.scales.is_some() {
-            return self.read_scaled(name, offset_bytes, into, f32::to_le_bytes);
+            return Ok(Box::new(move |offset_bytes, into| {
+                self.read_scaled(name, offset_bytes, into, f32::to_le_bytes)
+            }));
         }
-        check_range(name, offset_bytes, into.len(), place.info.num_bytes())?;
-        self.read_place(place, offset_bytes, into)
+        let num_bytes = place.info.num_bytes();
+        Ok(Box::new(move |offset_bytes, into| {
+            check_range(name, offset_bytes, into.len(), num_bytes)?;
+            self.read_place(place, offset_bytes, into)
+        }))
     }
 }
 

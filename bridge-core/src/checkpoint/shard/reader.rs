@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use super::ShardInfo;
 use crate::checkpoint::error::{check_range, io};
 use crate::checkpoint::hf::header;
-use crate::checkpoint::{CheckpointError, FileProblem, TensorInfo, TensorSource};
+use crate::checkpoint::{CheckpointError, FileProblem, Reader, TensorInfo, TensorSource};
 use crate::regular_file;
 
 /// One rank's file, its header read and checked.
@@ -83,15 +83,22 @@ impl TensorSource for ShardFile {
     }
 
     fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError> {
+        self.reader(name)?(offset_bytes, into)
+    }
+
+    fn reader<'a>(&'a self, name: &'a str) -> Result<Reader<'a>, CheckpointError> {
         let (info, file_offset) =
             self.tensors
                 .get(name)
                 .ok_or_else(|| CheckpointError::NoTensor {
                     name: name.to_owned(),
                 })?;
-        check_range(name, offset_bytes, into.len(), info.num_bytes())?;
-        self.file
-            .read_exact_at(into, file_offset + offset_bytes)
-            .map_err(io("read", &self.path))
+        let num_bytes = info.num_bytes();
+        Ok(Box::new(move |offset_bytes, into| {
+            check_range(name, offset_bytes, into.len(), num_bytes)?;
+            self.file
+                .read_exact_at(into, file_offset + offset_bytes)
+                .map_err(io("read", &self.path))
+        }))
     }
 }
