@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | bench | kernels | ffi | install | test-ffi | kernels-check | test-peers      (see README.md)
+# make setup | demo | test | lint | bench | kernels | ffi | install | test-ffi | kernels-check | gpu-check | test-peers      (see README.md)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-ffi demo test test-ffi lint bench kernels ffi install torch-ops kernels-check fuzz test-peers clean-demo
+.PHONY: help setup setup-ffi demo test test-ffi lint bench kernels ffi install torch-ops kernels-check gpu-check fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
@@ -47,6 +47,7 @@ help:
 	@echo 'make setup-ffi   what make test-ffi needs: cmake into .venv; says whether clang++ and valgrind are missing'
 	@echo 'make test-ffi    the C and C++ library against an installed tree: compilers, sanitizers, valgrind, examples'
 	@echo 'make kernels-check  every CUDA kernel compiled for every architecture, spills and machine code checked (no GPU needed)'
+	@echo 'make gpu-check   one archive for a machine with a GPU and torch: checks and times every kernel there (docs/kernels.md)'
 	@echo 'make fuzz        one parser under libFuzzer: make fuzz TARGET=common_pt SECONDS=600'
 	@echo 'make test-peers  the same checkpoints through transformers, torch and Megatron-Core (installs them into $(PEERS))'
 
@@ -118,6 +119,11 @@ kernels: tools $(READY)
 
 kernels-check: $(NVCC_READY)
 	CUDA_HOME="$${CUDA_HOME:-$$(realpath $(VENV)/nvcc)}" bridge-torch/kernels/check target/kernels
+
+# WHEELS=0 leaves out the packages of others that the suite times beside ours.
+gpu-check: kernels $(VENV)/bin/pip
+	benches/gpu/pack target/gpu-check target/release/trainer target/kernels/libmegatron_bridge_kernels.so \
+	  $(if $(filter 0,$(WHEELS)),,$(VENV)/bin/pip)
 
 # The symbolic link hides the Python version and is made last: it marks a whole installation. A build that found no nvcc looks
 # again once its build script has changed.
