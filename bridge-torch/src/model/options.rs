@@ -1,9 +1,10 @@
 //! Options of building and running the model.
 
+use bridge_core::config::TextConfig;
 use tch::{Device, Kind, Tensor};
 
 use super::moe::RouterOutput;
-use crate::ops::policy::KernelPolicy;
+use crate::ops::policy::{Implementation, KernelFacts, KernelPolicy, Kernels, PolicyError};
 
 /// How a model is built.
 #[derive(Debug, Clone)]
@@ -27,6 +28,23 @@ impl Default for ModelOptions {
             kernels: KernelPolicy::default(),
             mtp: true,
         }
+    }
+}
+
+impl ModelOptions {
+    /// Which ops run on kernels, and how each is computed, in words; without a config, as far as no size decides.
+    ///
+    /// # Errors
+    /// As [`KernelPolicy::resolve`].
+    pub fn resolve_kernels(
+        &self,
+        config: Option<&TextConfig>,
+    ) -> Result<(Kernels, Vec<Implementation>), PolicyError> {
+        self.kernels.resolve(&KernelFacts {
+            config,
+            dtype: self.dtype,
+            device: self.device,
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use super::vision::VisionTower;
 use crate::batch::{Batch, BatchError};
 use crate::ops::loss::linear_cross_entropy;
 use crate::ops::moe::load_balancing_loss;
-use crate::ops::policy::{Implementation, KernelFacts, Kernels, Op};
+use crate::ops::policy::{Implementation, Kernels, Op};
 use crate::ops::self_check::self_check;
 use crate::params::ParamStore;
 
@@ -54,11 +54,7 @@ impl Qwen3VlModel {
         params: ParamStore,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
-        let (kernels, implementations) = options.kernels.resolve(&KernelFacts {
-            config: Some(&config.text),
-            dtype: options.dtype,
-            device: options.device,
-        })?;
+        let (kernels, implementations) = options.resolve_kernels(Some(&config.text))?;
         if matches!(options.device, Device::Cuda(_)) {
             self_check(kernels, options.dtype, options.device)?;
         }

@@ -8,11 +8,11 @@ use anyhow::{Context, bail};
 use bridge_core::AutoBridge;
 use bridge_torch::batch::Batch;
 use bridge_torch::model::{ForwardOptions, ModelOptions, ModelOutput, Qwen3VlModel};
-use bridge_torch::ops::policy::{KernelFacts, KernelPolicy};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
+use super::compute_args::ComputeArgs;
 use crate::device;
 use crate::hub::{self, Lookup, Wanted};
 use crate::report;
@@ -40,12 +40,8 @@ pub(crate) struct ForwardArgs {
     /// What the model computes in, and the outputs' dtype.
     #[arg(long, value_enum, default_value_t)]
     dtype: RunDtype,
-    /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto", value_parser = device::checked)]
-    device: String,
-    /// auto, cuda or reference, with exceptions as auto,gdn=reference: what computes the ops (see `trainer info`).
-    #[arg(long, default_value_t, value_name = "POLICY")]
-    kernels: KernelPolicy,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Also write the gradient of `loss` (without the prediction head's) for every parameter that it reaches.
     #[arg(long)]
     grads: bool,
@@ -79,7 +75,7 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
     let dir = hub::local(&args.model, Wanted::Model, &Lookup::default())?;
     let bridge = AutoBridge::from_hf_pretrained(&dir)
         .with_context(|| format!("open the model {}", args.model.display()))?;
-    let model = load(&bridge, args.dtype.kind(), &args.device, args.kernels)?;
+    let model = load(&bridge, &args.compute.options(args.dtype.kind())?)?;
     let options = ForwardOptions::default();
     let forward = || {
         model
@@ -116,35 +112,21 @@ pub(crate) fn run(args: &ForwardArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds a model on `device`, a word of the flag, and says on stderr what it runs on.
-pub(crate) fn load(
-    bridge: &AutoBridge,
-    dtype: Kind,
-    device: &str,
-    kernels: KernelPolicy,
-) -> anyhow::Result<Qwen3VlModel> {
-    let options = ModelOptions {
-        dtype,
-        device: device::resolve(device)?,
-        kernels,
-        ..ModelOptions::default()
-    };
-    let (_, implementations) = options.kernels.resolve(&KernelFacts {
-        config: Some(&bridge.config().text),
-        dtype,
-        device: options.device,
-    })?;
+/// Builds a model and says on stderr what it runs on.
+pub(crate) fn load(bridge: &AutoBridge, options: &ModelOptions) -> anyhow::Result<Qwen3VlModel> {
+    let (_, implementations) = options.resolve_kernels(Some(&bridge.config().text))?;
     let ops: Vec<String> = implementations
         .iter()
         .map(|one| format!("{}: {}", one.op, one.by))
         .collect();
     report::note(format_args!(
-        "device {}, {:?}; kernels ({kernels}): {}",
+        "device {}, {:?}; kernels ({}): {}",
         device::name(options.device),
         options.dtype,
+        options.kernels,
         ops.join("; ")
     ));
-    Qwen3VlModel::load(bridge, &options).context("load the model")
+    Qwen3VlModel::load(bridge, options).context("load the model")
 }
 
 /// The input keys, in the order in which help names them.

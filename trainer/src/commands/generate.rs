@@ -9,13 +9,12 @@ use anyhow::{Context, bail};
 use bridge_core::{AutoBridge, Dtype};
 use bridge_torch::batch::Batch;
 use bridge_torch::generate::{GenerateOptions, generate};
-use bridge_torch::ops::policy::KernelPolicy;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
+use super::compute_args::ComputeArgs;
 use super::forward::{RunDtype, load};
 use crate::data::{Processor, Sample};
-use crate::device;
 use crate::hub::{self, Lookup, Wanted};
 use crate::report;
 
@@ -68,12 +67,8 @@ pub(crate) struct GenerateArgs {
     /// What the model computes in; default: the checkpoint's own dtype.
     #[arg(long, value_enum)]
     dtype: Option<RunDtype>,
-    /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto", value_parser = device::checked)]
-    device: String,
-    /// auto, cuda or reference, with exceptions as auto,gdn=reference: what computes the ops (see `trainer info`).
-    #[arg(long, default_value_t, value_name = "POLICY")]
-    kernels: KernelPolicy,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Print one JSON object instead of streaming.
     #[arg(long)]
     json: bool,
@@ -98,7 +93,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let dtype = args
         .dtype
         .map_or_else(|| own_dtype(&bridge), RunDtype::kind);
-    let model = load(&bridge, dtype, &args.device, args.kernels)?;
+    let model = load(&bridge, &args.compute.options(dtype)?)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bridge_torch::ops::policy::{Implementation, Kernel, KernelFacts, KernelPolicy, kernels_built};
+use bridge_torch::ops::policy::{Implementation, Kernel, kernels_built};
 use bridge_torch::ops::self_check::self_check;
 use bytesize::ByteSize;
 use nvml_wrapper::Nvml;
@@ -12,6 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use serde_json::json;
 use tch::Cuda;
 
+use super::compute_args::ComputeArgs;
 use super::forward::RunDtype;
 use super::model::{self, Weights};
 use crate::device;
@@ -32,12 +33,8 @@ pub(crate) struct InfoArgs {
     /// What the model would compute in.
     #[arg(long, value_enum, default_value = "bfloat16")]
     dtype: RunDtype,
-    /// auto (the first GPU where there is one), cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto", value_parser = device::checked)]
-    device: String,
-    /// auto, cuda or reference, with exceptions as auto,gdn=reference.
-    #[arg(long, default_value_t, value_name = "POLICY")]
-    kernels: KernelPolicy,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Print one JSON list.
     #[arg(long)]
     json: bool,
@@ -49,13 +46,10 @@ pub(crate) fn run(args: &InfoArgs) -> anyhow::Result<ExitCode> {
         .as_deref()
         .map(|model| model::open(model, Weights::IfPresent, &Lookup::default()))
         .transpose()?;
-    let device = device::resolve(&args.device)?;
-    let (kernels, implementations) = args.kernels.resolve(&KernelFacts {
-        config: bridge.as_ref().map(|bridge| &bridge.config().text),
-        dtype: args.dtype.kind(),
-        device,
-    })?;
-    self_check(kernels, args.dtype.kind(), device)?;
+    let options = args.compute.options(args.dtype.kind())?;
+    let (kernels, implementations) =
+        options.resolve_kernels(bridge.as_ref().map(|bridge| &bridge.config().text))?;
+    self_check(kernels, options.dtype, options.device)?;
     let built = kernels_built();
     if args.json {
         let by = |op: &str| implementations.iter().find(|one| one.op == op);
@@ -79,9 +73,9 @@ pub(crate) fn run(args: &InfoArgs) -> anyhow::Result<ExitCode> {
     writeln!(
         out,
         "\nops on {} in {}, kernels {}:\n{}",
-        device::name(device),
+        device::name(options.device),
         format!("{:?}", args.dtype).to_lowercase(),
-        args.kernels,
+        options.kernels,
         ops(&built, &implementations)
     )?;
     Ok(ExitCode::SUCCESS)

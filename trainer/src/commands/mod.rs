@@ -3,6 +3,8 @@
 mod checkpoint;
 mod checksums;
 mod completions;
+#[cfg(feature = "torch")]
+mod compute_args;
 mod convert;
 mod data;
 #[cfg(feature = "torch")]
