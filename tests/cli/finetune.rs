@@ -603,6 +603,47 @@ fn the_chosen_kernels_are_printed_and_recorded_and_missing_ones_are_refused() {
 }
 
 #[test]
+fn overwrite_costs_the_earlier_run_nothing_until_the_new_one_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = text_rows(dir.path());
+    let output = dir.path().join("out");
+    let run = |data: &Path| {
+        Run::new(checkpoint("dense_vl"), data, &output).with(&[
+            "max_steps=1",
+            "device=cpu",
+            "save_steps=1",
+        ])
+    };
+    run(&data).finish();
+    let files = ["run/run.json", "run/metrics.jsonl", "checkpoint-1"];
+    let left = || {
+        files.map(|file| {
+            let path = output.join(file);
+            path.is_dir() || path.metadata().is_ok_and(|file| file.len() > 0)
+        })
+    };
+    let record = fs_err::read(output.join(files[0])).unwrap();
+    assert_eq!(left(), [true; 3]);
+    let absent = dir.path().join("absent.jsonl");
+    let freeze = "freeze=[vision,projector,language,mtp]";
+    for (data, setting, why) in [
+        (&data, "kernels.policy=cuda", "kernels `cuda` were asked"),
+        (&absent, "max_steps=2", "absent.jsonl"),
+        (&data, freeze, "every part of the model is frozen"),
+    ] {
+        let text = run(data).with(&[setting, "--overwrite"]).fail();
+        assert!(text.contains(why), "{text}");
+        assert_eq!(left(), [true; 3], "after: {text}");
+        assert_eq!(fs_err::read(output.join(files[0])).unwrap(), record);
+    }
+    run(&data)
+        .with(&["save_steps=null", "--overwrite"])
+        .finish();
+    assert_eq!(left(), [true, true, false]);
+    assert_ne!(fs_err::read(output.join(files[0])).unwrap(), record);
+}
+
+#[test]
 fn a_second_writer_is_refused_and_ctrl_c_saves_a_run_that_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let data = text_rows(dir.path());

@@ -79,7 +79,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Locks `dir` (made if absent) and makes it ready.
+    /// Locks `dir` (made if absent). What it holds stays, but for what a killed run had half written.
     ///
     /// # Errors
     /// [`OutputError`] says what is in the way.
@@ -126,8 +126,7 @@ impl Output {
                     what: "a model",
                 });
             }
-            Existing::Overwrite => output.clear_run()?,
-            Existing::Refuse | Existing::Resume => {}
+            Existing::Refuse | Existing::Resume | Existing::Overwrite => {}
         }
         output.remove_unfinished()?;
         Ok(output)
@@ -198,7 +197,10 @@ impl Output {
     }
 
     /// Deletes what an earlier run left: its own files and checkpoints. The old model goes when the new one comes.
-    fn clear_run(&self) -> Result<(), OutputError> {
+    ///
+    /// # Errors
+    /// When something cannot be deleted.
+    pub(crate) fn clear_run(&self) -> Result<(), OutputError> {
         for (_, path) in checkpoints(&self.dir)? {
             remove_whole(&path)?;
         }
@@ -396,6 +398,8 @@ mod tests {
         fs_err::create_dir(output.join("checkpoint-5")).unwrap();
         fs_err::create_dir(output.join(".checkpoint-6")).unwrap();
         let open = Output::open(&output, &model, Existing::Overwrite).unwrap();
+        assert!(output.join("run/metrics.jsonl").exists() && output.join("checkpoint-5").exists());
+        open.clear_run().unwrap();
         assert!(
             !output.join("run/metrics.jsonl").exists() && !output.join("checkpoint-5").exists()
         );

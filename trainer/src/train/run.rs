@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use bridge_core::checkpoint::Overwrite;
 use bridge_core::{AutoBridge, Dtype};
 use bridge_torch::model::{ModelOptions, Qwen3VlModel, SaveOptions};
-use bridge_torch::ops::policy::{KernelFacts, KernelPolicy};
 use bridge_torch::optim::{AdamW, AdamWOptions, OptimizedParam};
 use tch::Kind;
 
@@ -76,8 +75,28 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         tch::set_num_threads(threads);
     }
     let device = device::resolve(&config.device)?;
-    let policy: KernelPolicy = config.kernels.policy.parse()?;
     let signals = Signals::listen().context("listen for signals")?;
+    let bridge = AutoBridge::from_hf_pretrained(&config.model)
+        .with_context(|| format!("open the model {}", config.model.display()))?;
+
+    // What computes.
+    let kind = match config.dtype {
+        RunDtype::Float32 => Kind::Float,
+        RunDtype::Bfloat16 => Kind::BFloat16,
+        RunDtype::Auto if bridge.config().text.dtype == Some(Dtype::Bf16) => Kind::BFloat16,
+        RunDtype::Auto => Kind::Float,
+    };
+    let model_options = ModelOptions {
+        dtype: kind,
+        device,
+        kernels: config.kernels.policy.parse()?,
+        mtp: config.mtp_loss_scaling_factor > 0.0,
+    };
+    let (_, implementations) = model_options.resolve_kernels(Some(&bridge.config().text))?;
+    let kernels: BTreeMap<String, String> = implementations
+        .into_iter()
+        .map(|op| (op.op.to_owned(), op.by))
+        .collect();
 
     let existing = match (&options.resume, options.overwrite) {
         (Some(_), _) => Existing::Resume,
@@ -85,8 +104,6 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         (None, false) => Existing::Refuse,
     };
     let output = Output::open(&config.output, &config.model, existing)?;
-    let bridge = AutoBridge::from_hf_pretrained(&config.model)
-        .with_context(|| format!("open the model {}", config.model.display()))?;
 
     // Data.
     let processor = Arc::new(Processor::from_dir(&config.model)?);
@@ -118,23 +135,6 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         sha256: training.sha256()?,
         ..DataState::default()
     };
-
-    // What computes.
-    let kind = match config.dtype {
-        RunDtype::Float32 => Kind::Float,
-        RunDtype::Bfloat16 => Kind::BFloat16,
-        RunDtype::Auto if bridge.config().text.dtype == Some(Dtype::Bf16) => Kind::BFloat16,
-        RunDtype::Auto => Kind::Float,
-    };
-    let (_, implementations) = policy.resolve(&KernelFacts {
-        config: Some(&bridge.config().text),
-        dtype: kind,
-        device,
-    })?;
-    let kernels: BTreeMap<String, String> = implementations
-        .into_iter()
-        .map(|op| (op.op.to_owned(), op.by))
-        .collect();
 
     // Where the run stands.
     let resumed = options
@@ -172,17 +172,8 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     state.num_threads = threads;
 
     // Model and optimizer.
-    let mtp = config.mtp_loss_scaling_factor > 0.0;
-    let model = Qwen3VlModel::load(
-        &bridge,
-        &ModelOptions {
-            dtype: kind,
-            device,
-            kernels: policy,
-            mtp,
-        },
-    )
-    .with_context(|| format!("load the model {}", config.model.display()))?;
+    let model = Qwen3VlModel::load(&bridge, &model_options)
+        .with_context(|| format!("load the model {}", config.model.display()))?;
     let groups = trainable::groups(config, model.params());
     let params: Vec<OptimizedParam> = groups
         .iter()
@@ -245,7 +236,7 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         parameters: counts.iter().map(Parameters::from).collect(),
         device: device::name(device),
         dtype,
-        kernel_policy: policy.to_string(),
+        kernel_policy: model_options.kernels.to_string(),
         kernels,
         num_threads: threads,
         keep_freed_memory: config.keep_freed_memory,
@@ -258,6 +249,9 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         final_loss: None,
     };
     announce(&run_file, config, weights);
+    if existing == Existing::Overwrite {
+        output.clear_run()?; // not earlier: whatever is refused above costs nothing
+    }
     write_whole(&output.run_dir().join("config.toml"), &resolved.to_toml())?;
     run_file.write(&output.run_dir())?;
 
