@@ -512,6 +512,8 @@ mod tests {
         assert_eq!(config.on_non_finite, OnNonFinite::Skip);
         assert_eq!((config.save_steps, config.max_steps), (None, Some(7)));
         assert_eq!(config.no_decay, ["*.bias"]);
+        let hydra = set(&["freeze=[vision, projector]"]).unwrap().config;
+        assert_eq!(hydra.freeze, ["vision", "projector"]);
     }
 
     #[test]

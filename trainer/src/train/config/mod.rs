@@ -276,7 +276,7 @@ pub enum RunDtype {
     Bfloat16,
 }
 
-/// A list, or one string with commas.
+/// A list, or one string with commas, which may stand in brackets: Hydra's lists have words without quotes.
 fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -287,6 +287,9 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Er
     Ok(match Form::deserialize(deserializer)? {
         Form::List(list) => list,
         Form::Words(words) => words
+            .strip_prefix('[')
+            .and_then(|words| words.strip_suffix(']'))
+            .unwrap_or(&words)
             .split(',')
             .map(str::trim)
             .filter(|w| !w.is_empty())
