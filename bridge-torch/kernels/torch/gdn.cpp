@@ -223,6 +223,20 @@ void check_state(const OptionalTensor& state, const char* name, const at::Tensor
 
 at::Tensor or_none(const OptionalTensor& x) { return x ? x->contiguous() : at::Tensor(); }
 
+// a_log and dt_bias come in any dtype and are read in float32; their gradients go back in what was given.
+at::Tensor wide(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
+
+void remember_dtypes(AutogradContext* ctx, const at::Tensor& a_log, const at::Tensor& dt_bias) {
+  ctx->saved_data["dtypes"] =
+      std::vector<int64_t>{static_cast<int64_t>(a_log.scalar_type()), static_cast<int64_t>(dt_bias.scalar_type())};
+}
+
+void as_given(AutogradContext* ctx, DeltaGradients& d) {
+  const std::vector<int64_t> dtypes = ctx->saved_data["dtypes"].toIntVector();
+  d.a_log = d.a_log.to(static_cast<at::ScalarType>(dtypes[0]));
+  d.dt_bias = d.dt_bias.to(static_cast<at::ScalarType>(dtypes[1]));
+}
+
 class ConvNode : public torch::autograd::Function<ConvNode> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& state,
@@ -264,15 +278,13 @@ class DeltaRuleNode : public torch::autograd::Function<DeltaRuleNode> {
     TORCH_CHECK(q.size(1) > 0 && heads % q.size(1) == 0, heads, " value heads are not a multiple of ", q.size(1), " key heads");
     const Pack pack(cu_seqlens, chunk_map, tokens, q);
     check_state(state, "initial_state", q, at::kFloat, {pack.sequences, heads, kGdnDim, kGdnDim});
-    const DeltaInputs in{rows_of(q.flatten(1)),      rows_of(k.flatten(1)),          rows_of(v.flatten(1)), a.contiguous(),
-                         b.contiguous(),             a_log.to(at::kFloat).contiguous(), dt_bias.to(at::kFloat).contiguous(),
-                         or_none(state)};
+    const DeltaInputs in{rows_of(q.flatten(1)), rows_of(k.flatten(1)), rows_of(v.flatten(1)), a.contiguous(),
+                         b.contiguous(),        wide(a_log),           wide(dt_bias),         or_none(state)};
     at::Tensor out = at::empty(v.sizes(), v.options());
     at::Tensor final_state = output_final_state ? state_like(in, pack) : at::Tensor();
     const DeltaKept kept = delta_rule_forward(in, pack, false, out, final_state);
     ctx->save_for_backward({in.q, in.k, in.v, in.a, in.b, in.a_log, in.dt_bias, in.state, pack.cu_seqlens, pack.map});
-    ctx->saved_data["kinds"] =
-        std::vector<int64_t>{static_cast<int64_t>(a_log.scalar_type()), static_cast<int64_t>(dt_bias.scalar_type())};
+    remember_dtypes(ctx, a_log, dt_bias);
     ctx->set_materialize_grads(false);
     if (!output_final_state) {
       final_state = at::empty({0}, in.a_log.options());
@@ -299,11 +311,10 @@ class DeltaRuleNode : public torch::autograd::Function<DeltaRuleNode> {
       d.state = at::empty_like(in.state);
     }
     delta_rule_backward(in, pack, kept, d_out, d_final, d);
-    const std::vector<int64_t> kinds = ctx->saved_data["kinds"].toIntVector();
+    as_given(ctx, d);
     const auto shaped = [&](const at::Tensor& x) { return x.unflatten(1, {x.size(1) / kGdnDim, kGdnDim}); };
     const at::Tensor none;
-    return {shaped(d.q), shaped(d.k), shaped(d.v), d.a, d.b, d.a_log.to(static_cast<at::ScalarType>(kinds[0])),
-            d.dt_bias.to(static_cast<at::ScalarType>(kinds[1])), d.state, none, none, none};
+    return {shaped(d.q), shaped(d.k), shaped(d.v), d.a, d.b, d.a_log, d.dt_bias, d.state, none, none, none};
   }
 };
 
@@ -339,8 +350,7 @@ class GdnNode : public torch::autograd::Function<GdnNode> {
     const at::Tensor taps = conv1d.contiguous(), before = or_none(conv_state), norm = out_norm.contiguous();
     at::Tensor mixed = at::empty({pack.tokens, in.channels()}, x.options());
     convolve(in.mixed(), taps, before, pack, mixed);
-    const DeltaInputs delta = delta_inputs(in, mixed, a_log.to(at::kFloat).contiguous(), dt_bias.to(at::kFloat).contiguous(),
-                                           or_none(state));
+    const DeltaInputs delta = delta_inputs(in, mixed, wide(a_log), wide(dt_bias), or_none(state));
     at::Tensor core = at::empty({pack.tokens, values}, x.options());
     at::Tensor final_state = output_final_state ? state_like(delta, pack) : at::Tensor();
     delta_rule_forward(delta, pack, false, core, final_state);
@@ -354,8 +364,7 @@ class GdnNode : public torch::autograd::Function<GdnNode> {
                             pack.map});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["keys"] = keys;
-    ctx->saved_data["kinds"] =
-        std::vector<int64_t>{static_cast<int64_t>(a_log.scalar_type()), static_cast<int64_t>(dt_bias.scalar_type())};
+    remember_dtypes(ctx, a_log, dt_bias);
     if (!output_final_state) {
       final_state = at::empty({0}, delta.a_log.options());
     }
@@ -400,9 +409,8 @@ class GdnNode : public torch::autograd::Function<GdnNode> {
     at::Tensor d_x = d_in.mixed(), no_state;
     const at::Tensor d_taps = convolve_back(in.mixed(), taps, saved[7], pack, d_mixed, d_x, no_state);
 
-    const std::vector<int64_t> kinds = ctx->saved_data["kinds"].toIntVector();
-    return {d_in.all, d_taps, d.a_log.to(static_cast<at::ScalarType>(kinds[0])),
-            d.dt_bias.to(static_cast<at::ScalarType>(kinds[1])), d_norm, none, none, none, none, none, none, none};
+    as_given(ctx, d);
+    return {d_in.all, d_taps, d.a_log, d.dt_bias, d_norm, none, none, none, none, none, none, none};
   }
 
  private:
