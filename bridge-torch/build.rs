@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The libtorch that `tch` 0.24 was generated for.
 const LIBTORCH_VERSION: &str = "2.11.0";
 
-/// What kernels are compiled for, where nvcc knows it; `kernels/check` has the same list.
-const ARCHITECTURES: [&str; 3] = ["80", "90a", "100a"];
+/// What kernels are compiled for, where nvcc knows it: a line each.
+const ARCHITECTURES: &str = include_str!("kernels/architectures");
 
 fn main() {
     let lib = PathBuf::from(
@@ -108,7 +108,7 @@ fn kernels(nvcc: &Path, torch: &Path) -> String {
     let toolkit = nvcc.ancestors().nth(2).expect("nvcc lies in bin");
     let known = output(Command::new(&nvcc).arg("--list-gpu-arch"));
     let architectures: Vec<&str> = ARCHITECTURES
-        .into_iter()
+        .lines()
         .filter(|arch| {
             let plain = format!("compute_{}", arch.trim_end_matches('a'));
             known.split_whitespace().any(|line| line == plain)
