@@ -146,3 +146,64 @@ fn gdn_forward_kernels_equal_the_float64_recurrence() {
 fn gdn_backward_kernels_equal_the_float64_gradients() {
     holds("gdn_backward");
 }
+
+/// What `make gpu-check` carries to a GPU machine.
+fn gpu() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/gpu")
+}
+
+fn finishes(command: &mut Command) -> String {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {}", text(&out));
+    text(&out)
+}
+
+#[test]
+fn the_tables_of_the_gpu_check_agree() {
+    let listed = finishes(Command::new(gpu().join("run")).arg("--list"));
+    assert!(!listed.contains("WRONG"), "{listed}");
+    for operator in ["gated_delta_rule", "routed_experts", "linear_cross_entropy"] {
+        assert!(listed.contains(operator), "{listed}");
+    }
+}
+
+#[test]
+fn the_gpu_check_packs_what_runs_where_it_is_unpacked_and_is_refused_when_it_is_too_large() {
+    let program = Program::compile("emulation");
+    let binary = program.folder.path().join("program");
+    let folder = tempfile::tempdir().unwrap();
+    let pack = |limit: &str| {
+        let mut command = Command::new(gpu().join("pack"));
+        command.arg(folder.path()).args([&binary, &binary]);
+        command.env("LIMIT_MIB", limit);
+        command
+    };
+    let archive = folder.path().join("gpu-check.tar.xz");
+    finishes(&mut pack("64"));
+    let there = tempfile::tempdir().unwrap();
+    finishes(
+        Command::new("python3")
+            .args(["-m", "tarfile", "-e"])
+            .args([archive.as_path(), there.path()]),
+    );
+    let unpacked = there.path().join("gpu-check");
+    for file in [
+        "bin/trainer",
+        "lib/libmegatron_bridge_kernels.so",
+        "goldens/checkpoints/moe_vl/config.json",
+        "packed.json",
+    ] {
+        assert!(unpacked.join(file).is_file(), "{file}");
+    }
+    finishes(Command::new(unpacked.join("bin/trainer")).arg(tests::golden("")));
+    finishes(Command::new(unpacked.join("run")).arg("--list"));
+
+    let out = pack("0").output().unwrap();
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    assert!(
+        text(&out).contains("but may have fewer than 0"),
+        "{}",
+        text(&out)
+    );
+    assert!(!archive.exists());
+}
