@@ -1,11 +1,14 @@
 //! Whole models on kernels.
 
+use std::error::Error;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
 use bridge_core::AutoBridge;
 use bridge_torch::batch::Batch;
-use bridge_torch::model::{LossOptions, ModelOptions, Qwen3VlModel};
+use bridge_torch::generate::{GenerateOptions, generate};
+use bridge_torch::model::{ForwardOptions, LossOptions, ModelOptions, Qwen3VlModel};
 use bridge_torch::ops::policy::KernelPolicy;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -133,4 +136,68 @@ fn models_on_kernels_have_the_losses_and_gradients_of_the_reference() {
             }
         }
     }
+}
+
+#[test]
+fn padding_between_real_tokens_is_refused_by_kernels_with_its_place() {
+    let _generator = seeded(42);
+    kernels();
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), "checkpoints/dense_vl");
+    let [mut batch, _] = batches();
+    let mask = batch.attention_mask.as_mut().unwrap();
+    let _ = mask.get(1).narrow(0, 33, 1).fill_(0);
+    let ours = model(dir.path(), "cuda", Kind::BFloat16);
+    let error = ours.loss(&batch, &LossOptions::default()).unwrap_err();
+    let text = error.source().unwrap().to_string();
+    assert!(
+        text.contains("is 0 in sample 1 at position 33, between real tokens"),
+        "{text}"
+    );
+    assert!(text.contains("use kernels `gdn=reference`"), "{text}");
+    let other = model(dir.path(), "cuda,gdn=reference", Kind::BFloat16);
+    let losses = other.loss(&batch, &LossOptions::default()).unwrap();
+    assert!(losses.total.double_value(&[]).is_finite());
+}
+
+#[test]
+fn generation_on_kernels_goes_on_from_its_states() {
+    let _generator = seeded(43);
+    kernels();
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), "checkpoints/moe_vl");
+    let [padded, _] = batches();
+    // The second prompt is longer than a chunk, the first is padded on the left.
+    let mut prompt = Batch::new(padded.input_ids.narrow(1, 0, 66));
+    prompt.attention_mask = Some(padded.attention_mask.unwrap().narrow(1, 0, 66));
+    let ours = model(dir.path(), "cuda", Kind::BFloat16);
+    let options = GenerateOptions {
+        max_new_tokens: 5,
+        ..GenerateOptions::default()
+    };
+    let mut steps = Vec::new();
+    let new = generate(&ours, &prompt, &options, &mut |step| {
+        steps.push(step.logits.copy());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+
+    // All of that text at once, without states.
+    let rows: Vec<Tensor> = new.iter().map(|ids| Tensor::from_slice(ids)).collect();
+    let new = Tensor::stack(&rows, 0);
+    let mut whole = Batch::new(Tensor::cat(&[&prompt.input_ids, &new], 1));
+    let mask = prompt.attention_mask.unwrap();
+    whole.attention_mask = Some(Tensor::cat(&[&mask, &new.ones_like()], 1));
+    let logits = |dtype| {
+        let model = model(dir.path(), "reference", dtype);
+        let output = tch::no_grad(|| model.forward(&whole, &ForwardOptions::default())).unwrap();
+        output.logits.unwrap().narrow(1, 65, 5)
+    };
+    let truth = logits(Kind::Double);
+    let found = Tensor::stack(&steps, 1);
+    let (far, usual) = (
+        distance(&found, &truth),
+        distance(&logits(Kind::BFloat16), &truth),
+    );
+    assert!(far <= 1.5 * usual + 5e-3, "{far} off, libtorch {usual}");
 }
