@@ -261,6 +261,37 @@ mod tests {
     }
 
     #[test]
+    fn an_infinity_among_rows_that_are_read_together_is_named_by_its_place() {
+        for (name, index) in [("a", 4), ("b", 1)] {
+            for transforms in [vec![], vec![Transform::MinusOne]] {
+                let (plan, mut source) = plan(Dtype::F32, transforms);
+                let info = source.info(name).unwrap();
+                let mut bytes = source.bytes(name).unwrap();
+                bytes[4 * index..][..4].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+                source.insert_bytes(name, info, bytes);
+                let mut memory = vec![0; 12 * 4];
+                let target = Target {
+                    tensor: &plan.tensors[0],
+                    first: 0,
+                    pieces: vec![&mut memory],
+                };
+                let options = ExecuteOptions::default();
+                let error = fill(vec![target], &source, &options, &go_on).unwrap_err();
+                let ConvertError::NonFinite {
+                    source_name,
+                    index: found,
+                    value,
+                } = &error
+                else {
+                    panic!("{error}");
+                };
+                assert_eq!((source_name.as_str(), *found), (name, index), "{error}");
+                assert!(value.is_infinite(), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn more_memory_than_elements_is_refused() {
         let (plan, source) = plan(Dtype::F32, vec![]);
         let mut memory = vec![0; 4 * 4];
