@@ -1,5 +1,7 @@
 //! An opened `torch_dist` directory.
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -10,7 +12,7 @@ use super::item::{self, ItemError, Stored};
 use super::metadata::{self, Place, StoredBox, Table};
 use super::{Plain, TorchDistProblem, common};
 use crate::checkpoint::error::{check_range, io};
-use crate::checkpoint::{CheckpointError, Links, TensorInfo, TensorSource};
+use crate::checkpoint::{CheckpointError, Links, Reader, TensorInfo, TensorSource};
 
 /// A checkpoint of Megatron-Core or of torch's distributed checkpoint, its table of contents read and checked.
 ///
@@ -364,45 +366,56 @@ impl TensorSource for TorchDistCheckpoint {
     }
 
     fn read(&self, name: &str, offset_bytes: u64, into: &mut [u8]) -> Result<(), CheckpointError> {
+        self.reader(name)?(offset_bytes, into)
+    }
+
+    fn reader<'a>(&'a self, name: &'a str) -> Result<Reader<'a>, CheckpointError> {
         let Some((number, _, tensor)) = self.table.tensors.get_full(name) else {
             let name = name.to_owned();
             return Err(CheckpointError::NoTensor { name });
         };
         let num_bytes = tensor.info.num_bytes();
-        check_range(name, offset_bytes, into.len(), num_bytes)?;
-        if into.is_empty() {
-            return Ok(());
-        }
-        let end = offset_bytes + into.len() as u64;
-        for (box_number, part) in tensor.boxes.iter().enumerate() {
-            let reach = reach(&tensor.info, part);
-            if reach.start >= end || reach.end <= offset_bytes {
-                continue;
+        let reaches = tensor.boxes.iter().map(|part| reach(&tensor.info, part));
+        let reaches: Vec<Range<u64>> = reaches.collect();
+        // A file that the directory does not keep open stays open from one range to the next.
+        let last = Cell::new(None);
+        Ok(Box::new(move |offset_bytes, into| {
+            check_range(name, offset_bytes, into.len(), num_bytes)?;
+            let end = offset_bytes + into.len() as u64;
+            for (box_number, (part, reach)) in tensor.boxes.iter().zip(&reaches).enumerate() {
+                if into.is_empty() || reach.start >= end || reach.end <= offset_bytes {
+                    continue;
+                }
+                let file = match last.take() {
+                    Some((number, file)) if number == part.place.file => file,
+                    _ => self.files.open(part.place.file)?,
+                };
+                let section = Section {
+                    file: &file,
+                    start: part.place.offset,
+                    len: part.place.len,
+                };
+                let stored =
+                    self.stored(name, (number, box_number), &tensor.info, part, section)?;
+                let copy = BoxCopy {
+                    shape: &tensor.info.shape,
+                    offsets: &part.offsets,
+                    sizes: &part.sizes,
+                    stored,
+                    item_start: part.place.offset,
+                    file: &file,
+                };
+                copy.copy(offset_bytes, into)
+                    .map_err(io("read", &self.path_of(part.place)))?;
+                last.set(Some((part.place.file, file)));
             }
-            let file = self.files.open(part.place.file)?;
-            let section = Section {
-                file: &file,
-                start: part.place.offset,
-                len: part.place.len,
-            };
-            let stored = self.stored(name, (number, box_number), &tensor.info, part, section)?;
-            let copy = BoxCopy {
-                shape: &tensor.info.shape,
-                offsets: &part.offsets,
-                sizes: &part.sizes,
-                stored,
-                item_start: part.place.offset,
-                file: &file,
-            };
-            copy.copy(offset_bytes, into)
-                .map_err(io("read", &self.path_of(part.place)))?;
-        }
-        Ok(())
+            Ok(())
+        }))
     }
 }
 
 /// From the first byte of a box to its last, counted in its tensor.
-fn reach(info: &TensorInfo, part: &StoredBox) -> std::ops::Range<u64> {
+fn reach(info: &TensorInfo, part: &StoredBox) -> Range<u64> {
     let mut stride = info.dtype.size_bytes() as u64;
     let (mut start, mut end) = (0, stride);
     for (axis, size) in info.shape.iter().enumerate().rev() {
