@@ -148,6 +148,9 @@ test-peers: tools $(READY) $(PEERS)/ready
 	$(MAKE) torch-ops PYTHON=$(PEERS)/bin/python
 	$(PEERS)/bin/python tests/peers/megatron_job_loads.py --trainer target/release/trainer \
 	  --library target/torch-ops/libmegatron_bridge_torch.so
+	EMULATION=1 bridge-torch/kernels/operators target/kernels/emulated "$$($(PEERS)/bin/python -c 'import torch; print(torch.__path__[0])')"
+	PYTHON=$(PEERS)/bin/python benches/gpu/run correctness --device cpu --small \
+	  --library target/kernels/emulated/libmegatron_bridge_kernels.so --output target/kernels/emulated/results
 
 $(PEERS)/ready:
 	[ -x $(PEERS)/bin/pip ] || python3 -m venv $(PEERS)
