@@ -1,8 +1,9 @@
 // AdamW over many tensors at once, with clipping by the global norm. Operator: adamw.hpp.
 //
 // norm_kernel: a block a chunk, squares in float32 within a thread's 256 values, then float64. progress_kernel: one block adds
-// the chunks in a fixed order and works out clip factor and corrections, so the host never waits for the norm. step_kernel: a
-// block a chunk, 8 neighbouring elements a lane, so that a warp holds one block of 256 of the 8-bit moments.
+// the chunks in a fixed order, works out the clip factor, counts the step of each tensor and works out its corrections, so the
+// host never waits for the norm. step_kernel: a block a chunk, 8 neighbouring elements a lane, so that a warp holds one block of
+// 256 of the 8-bit moments.
 //
 // 8-bit moments are floats of few bits below the largest magnitude of their block: exp_avg has a sign, 4 bits of exponent and
 // 3 of mantissa (2^-15 to 1), exp_avg_sq 5 bits of exponent and 3 of mantissa (2^-31 to 1). Rounding to nearest would stop
@@ -141,7 +142,6 @@ __device__ __forceinline__ AdamWTensor tensor_of(const AdamW& p, const AdamWChun
   const AdamWTensor tensor = p.tensors[chunk.tensor];
   assume_global(tensor.parameter);
   assume_global(tensor.master);
-  assume_global(tensor.gradient);
   assume_global(tensor.exp_avg);
   assume_global(tensor.exp_avg_sq);
   assume_global(tensor.exp_avg_scale);
@@ -149,16 +149,22 @@ __device__ __forceinline__ AdamWTensor tensor_of(const AdamW& p, const AdamWChun
   return tensor;
 }
 
+__device__ __forceinline__ AdamWGradient gradient_of(const AdamW& p, const AdamWChunk& chunk) {
+  const AdamWGradient gradient = p.gradients[chunk.tensor];
+  assume_global(gradient.data);
+  return gradient;
+}
+
 __global__ void __launch_bounds__(kBlock) norm_kernel(AdamW p) {
   BRIDGE_SHARED(double, sums, kWarps);
   const AdamWChunk chunk = p.chunks[blockIdx.x];
-  const AdamWTensor tensor = tensor_of(p, chunk);
+  const AdamWGradient gradient = gradient_of(p, chunk);
+  const int64_t numel = gradient.data != nullptr ? p.tensors[chunk.tensor].numel : 0;
   float squares = 0.0f;
   BRIDGE_NO_UNROLL
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kEach; i < kAdamWChunk && chunk.first + i < tensor.numel;
-       i += kBlock * kEach) {
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kEach; i < kAdamWChunk && chunk.first + i < numel; i += kBlock * kEach) {
     float g[kEach];
-    load8(tensor.gradient, chunk.first + i, tensor.numel, tensor.gradient_dtype, g);
+    load8(gradient.data, chunk.first + i, numel, gradient.dtype, g);
     BRIDGE_UNROLL
     for (int j = 0; j < kEach; ++j) {
       squares += g[j] * g[j];
@@ -183,7 +189,7 @@ __global__ void __launch_bounds__(kBlock) norm_kernel(AdamW p) {
 }
 
 // beta^step by squaring: pow wants local memory.
-__device__ __forceinline__ double power(double beta, int step) {
+__device__ __forceinline__ double power(double beta, unsigned step) {
   double result = 1.0;
   for (; step > 0; step /= 2) {
     result *= step % 2 != 0 ? beta : 1.0;
@@ -200,24 +206,30 @@ __global__ void __launch_bounds__(kBlock) progress_kernel(AdamW p) {
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.x != 0) {
+  if (threadIdx.x == 0) {
+    sum = 0.0;
+    for (int i = 0; i < kBlock; ++i) {
+      sum += sums[i];
+    }
+    const double norm = sqrt(sum);
+    const double factor = p.max_norm > 0.0f ? static_cast<double>(p.max_norm) / (norm + 1e-6) : 1.0;
+    p.progress->norm = norm;
+    p.progress->clip = static_cast<float>(factor < 1.0 ? factor : 1.0);
+    p.progress->finite = sum < 1.7e308 ? 1 : 0;  // false for NaN
+  }
+  __syncthreads();
+  if (p.progress->finite == 0) {
     return;
   }
-  sum = 0.0;
-  for (int i = 0; i < kBlock; ++i) {
-    sum += sums[i];
+  for (int64_t i = threadIdx.x; i < p.num_tensors; i += kBlock) {
+    if (p.gradients[i].data == nullptr) {
+      continue;
+    }
+    float* count = p.tensors[i].count;
+    *count += 1.0f;
+    const auto step = static_cast<unsigned>(*count);
+    p.corrections[i] = {static_cast<float>(1.0 - power(p.beta1, step)), static_cast<float>(sqrt(1.0 - power(p.beta2, step))), step};
   }
-  AdamWProgress& progress = *p.progress;
-  progress.norm = sqrt(sum);
-  progress.finite = sum < 1.7e308 ? 1 : 0;  // false for NaN
-  if (progress.finite == 0) {
-    return;
-  }
-  const double factor = p.max_norm > 0.0f ? static_cast<double>(p.max_norm) / (progress.norm + 1e-6) : 1.0;
-  progress.clip = static_cast<float>(factor < 1.0 ? factor : 1.0);
-  progress.step += 1;
-  progress.correction1 = static_cast<float>(1.0 - power(p.beta1, progress.step));
-  progress.root_correction2 = static_cast<float>(sqrt(1.0 - power(p.beta2, progress.step)));
 }
 
 template <bool k8Bit>
@@ -227,9 +239,14 @@ __global__ void __launch_bounds__(kBlock, 2) step_kernel(AdamW p) {
     return;
   }
   const AdamWChunk chunk = p.chunks[blockIdx.x];
+  const AdamWGradient gradient = gradient_of(p, chunk);
+  if (gradient.data == nullptr) {
+    return;
+  }
   const AdamWTensor tensor = tensor_of(p, chunk);
-  const float step_size = __fdividef(p.lr, progress.correction1), keep = 1.0f - p.lr * tensor.weight_decay;
-  const float inverse_root = __fdividef(1.0f, progress.root_correction2);
+  const AdamWCorrection correction = p.corrections[chunk.tensor];
+  const float step_size = __fdividef(p.lr, correction.first), keep = 1.0f - p.lr * tensor.weight_decay;
+  const float inverse_root = __fdividef(1.0f, correction.root_second);
   const auto toward1 = static_cast<float>(1.0 - p.beta1), toward2 = static_cast<float>(1.0 - p.beta2);
   const auto beta2 = static_cast<float>(p.beta2);
   const auto* stepped = tensor.master != nullptr ? static_cast<const void*>(tensor.master) : tensor.parameter;
@@ -241,7 +258,7 @@ __global__ void __launch_bounds__(kBlock, 2) step_kernel(AdamW p) {
        i += kBlock * kEach) {
     const int64_t index = chunk.first + i + static_cast<int64_t>(threadIdx.x) * kEach;
     float g[kEach], w[kEach], m[kEach], v[kEach];
-    load8(tensor.gradient, index, tensor.numel, tensor.gradient_dtype, g);
+    load8(gradient.data, index, tensor.numel, gradient.dtype, g);
     load8(stepped, index, tensor.numel, stepped_dtype, w);
     if constexpr (k8Bit) {
       load_codes<true>(tensor.exp_avg, tensor.exp_avg_scale, index, tensor.numel, m);
@@ -259,11 +276,11 @@ __global__ void __launch_bounds__(kBlock, 2) step_kernel(AdamW p) {
       w[j] = w[j] * keep - step_size * __fdividef(m[j], root * inverse_root + p.eps);
     }
     const auto low = static_cast<unsigned>(index), high = static_cast<unsigned>(index >> 32);
-    const auto step = static_cast<unsigned>(progress.step), which = static_cast<unsigned>(chunk.tensor) * 4;
+    const auto which = static_cast<unsigned>(chunk.tensor) * 4;
     if constexpr (k8Bit) {
       const uint64_t seed = p.seed + (static_cast<uint64_t>(high) << 32);
-      store_codes<true>(tensor.exp_avg, tensor.exp_avg_scale, index, tensor.numel, m, philox(low, step, which + 1, 0, seed));
-      store_codes<false>(tensor.exp_avg_sq, tensor.exp_avg_sq_scale, index, tensor.numel, v, philox(low, step, which + 2, 0, seed));
+      store_codes<true>(tensor.exp_avg, tensor.exp_avg_scale, index, tensor.numel, m, philox(low, correction.step, which + 1, 0, seed));
+      store_codes<false>(tensor.exp_avg_sq, tensor.exp_avg_sq_scale, index, tensor.numel, v, philox(low, correction.step, which + 2, 0, seed));
     } else {
       store8(tensor.exp_avg, index, tensor.numel, DType::kF32, m);
       store8(tensor.exp_avg_sq, index, tensor.numel, DType::kF32, v);
@@ -271,7 +288,7 @@ __global__ void __launch_bounds__(kBlock, 2) step_kernel(AdamW p) {
     if (tensor.master != nullptr) {
       store8(tensor.master, index, tensor.numel, DType::kF32, w);
     } else if (p.stochastic && tensor.dtype == DType::kBf16) {
-      const Random4 random = philox(low, step, which, 0, p.seed + (static_cast<uint64_t>(high) << 32));
+      const Random4 random = philox(low, correction.step, which, 0, p.seed + (static_cast<uint64_t>(high) << 32));
       BRIDGE_UNROLL
       for (int j = 0; j < kEach; ++j) {
         // The upper neighbour with the probability of what is cut off; exact values stay.

@@ -1,5 +1,5 @@
-// AdamW against float64: tensors of odd sizes, masters, clipping, a norm that is not finite; random roundings that hit
-// neighbours only and have no bias; 8-bit moments that follow the exact ones.
+// AdamW against float64: tensors of odd sizes, masters, clipping, a norm that is not finite, tensors without a gradient or with
+// steps behind them; random roundings that hit neighbours only and have no bias; 8-bit moments that follow the exact ones.
 
 #include "../adamw.cu"
 
@@ -34,7 +34,7 @@ template <class P, class G>
 struct Device {
   std::vector<std::unique_ptr<Buffer<P>>> parameters;
   std::vector<std::unique_ptr<Buffer<G>>> gradients;
-  std::vector<std::unique_ptr<Buffer<float>>> masters, averages, squares, average_scales, square_scales;
+  std::vector<std::unique_ptr<Buffer<float>>> masters, averages, squares, average_scales, square_scales, counts;
   std::vector<std::unique_ptr<Buffer<uint8_t>>> average_codes, square_codes;
   std::vector<bridge::AdamWTensor> tensors;
   std::vector<bridge::AdamWChunk> chunks;
@@ -54,18 +54,18 @@ struct Device {
       square_codes.push_back(std::make_unique<Buffer<uint8_t>>(o.eight_bit ? zeros : Values{}));
       average_scales.push_back(std::make_unique<Buffer<float>>(no_scales));
       square_scales.push_back(std::make_unique<Buffer<float>>(no_scales));
+      counts.push_back(std::make_unique<Buffer<float>>(Values{0.0}));
       bridge::AdamWTensor t{};
       t.parameter = parameters.back()->data();
       t.master = o.masters ? masters.back()->data() : nullptr;
-      t.gradient = gradients.back()->data();
       t.exp_avg = o.eight_bit ? static_cast<void*>(average_codes.back()->data()) : averages.back()->data();
       t.exp_avg_sq = o.eight_bit ? static_cast<void*>(square_codes.back()->data()) : squares.back()->data();
       t.exp_avg_scale = o.eight_bit ? average_scales.back()->data() : nullptr;
       t.exp_avg_sq_scale = o.eight_bit ? square_scales.back()->data() : nullptr;
+      t.count = counts.back()->data();
       t.numel = static_cast<int64_t>(n);
       t.weight_decay = static_cast<float>(o.decay);
       t.dtype = dtype_of<P>;
-      t.gradient_dtype = dtype_of<G>;
       for (int64_t first = 0; first < t.numel; first += bridge::kAdamWChunk) {
         chunks.push_back({first, static_cast<int>(tensors.size())});
       }
@@ -73,16 +73,23 @@ struct Device {
     }
   }
 
+  // An empty gradient is none.
   void step(const std::vector<Values>& g) {
+    std::vector<bridge::AdamWGradient> given;
     for (size_t i = 0; i < g.size(); ++i) {
+      given.push_back({g[i].empty() ? nullptr : gradients[i]->data(), dtype_of<G>});
       for (size_t j = 0; j < g[i].size(); ++j) {
         gradients[i]->data()[j] = from_double<G>(g[i][j]);
       }
     }
     Buffer<double> workspace(chunks.size());
+    std::vector<bridge::AdamWCorrection> corrections(tensors.size());
     bridge::AdamW p{};
     p.tensors = tensors.data();
+    p.gradients = given.data();
     p.chunks = chunks.data();
+    p.corrections = corrections.data();
+    p.num_tensors = static_cast<int64_t>(tensors.size());
     p.progress = &progress;
     p.workspace = workspace.data();
     p.num_chunks = static_cast<int64_t>(chunks.size());
@@ -162,7 +169,7 @@ void exact_case(const char* name, bool masters, double max_norm) {
       out["average " + std::to_string(i)] = device.average(i);
       out["square " + std::to_string(i)] = device.square(i);
     }
-    out["norm"] = {device.progress.norm, device.progress.clip, static_cast<double>(device.progress.step)};
+    out["norm"] = {device.progress.norm, device.progress.clip, device.counts[4]->values()[0]};
     return out;
   });
   double norm = 0.0, clip = 1.0;
@@ -201,13 +208,36 @@ void not_finite() {
     std::vector<Values> g = {stored<Bf16>(random.normal(300))};
     g[0][299] = poison;
     device.step(g);
-    require(device.progress.finite == 0 && device.progress.step == 0, "the step is not made");
+    require(device.progress.finite == 0 && device.counts[0]->values()[0] == 0.0, "the step is not made");
     equal("parameter", device.parameters[0]->values(), start[0]);
     equal("average", device.average(0), Values(300));
     g[0][299] = 0.0;
     device.step(g);
-    require(device.progress.finite == 1 && device.progress.step == 1, "the next step is the first");
+    require(device.progress.finite == 1 && device.counts[0]->values()[0] == 1.0, "the next step is the first");
   }
+}
+
+// A tensor without a gradient stays, and takes no part in the norm; one that goes on from a saved state is corrected by its own
+// count, whatever its neighbours have made.
+void counts_of_their_own() {
+  context() = "adamw counts";
+  Random random(5);
+  const std::vector<Values> start = {stored<float>(random.normal(300)), stored<float>(random.normal(300)), stored<float>(random.normal(9))};
+  Device<float, float> device(start, {false, false, false, 1.0, 1e-2, 0.1, 1});
+  device.counts[2]->data()[0] = 7.0f;
+  const Values first = stored<float>(random.normal(300)), last = stored<float>(random.normal(9));
+  device.step({first, {}, last});
+  const double norm = norm_of({first, last}), clip = std::min(1.0, 1.0 / (norm + 1e-6));
+  close_elements("norm", {device.progress.norm}, {norm}, 1e-6, 0.0);
+  equal("parameter without a gradient", device.parameters[1]->values(), start[1]);
+  equal("average without a gradient", device.average(1), Values(300));
+  for (const auto& [i, step] : {std::pair{0, 1}, std::pair{2, 8}}) {
+    Exact exact{start[i], Values(start[i].size()), Values(start[i].size())};
+    exact_step(exact, i == 0 ? first : last, clip, step, 1e-2, 0.9, 0.95, 1e-8, 0.1);
+    close_elements("parameter", device.parameters[i]->values(), exact.w, 1e-6, 1e-6);
+  }
+  const Values counts = {device.counts[0]->values()[0], device.counts[1]->values()[0], device.counts[2]->values()[0]};
+  equal("counts", counts, {1.0, 0.0, 8.0});
 }
 
 // Every rounding hits a neighbour of the exact value, and their mean over many is that value.
@@ -344,6 +374,7 @@ int main() {
   exact_case<float, float>("f32", false, 0.0);
   exact_case<Bf16, float>("bf16 without masters", false, 100.0);
   not_finite();
+  counts_of_their_own();
   stochastic_parameters();
   eight_bits();
   eight_bits_move_on();
