@@ -628,6 +628,11 @@ fn overwrite_costs_the_earlier_run_nothing_until_the_new_one_begins() {
     let freeze = "freeze=[vision,projector,language,mtp]";
     for (data, setting, why) in [
         (&data, "kernels.policy=cuda", "kernels `cuda` were asked"),
+        (
+            &data,
+            "optim=adamw_8bit",
+            "`optim=adamw_8bit` needs the CUDA kernels of `adamw`, but here it is computed by libtorch, fused; run on a GPU with kernels `auto`, or set optim=adamw",
+        ),
         (&absent, "max_steps=2", "absent.jsonl"),
         (&data, freeze, "every part of the model is frozen"),
     ] {

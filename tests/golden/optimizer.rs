@@ -9,6 +9,10 @@ const OPTIONS: AdamWOptions = AdamWOptions {
     betas: (0.9, 0.95),
     eps: 1e-8,
     masters: true,
+    kernels: false,
+    eight_bit: false,
+    stochastic_rounding: false,
+    seed: 0,
 };
 
 fn leaf(values: &[f64], kind: Kind) -> Tensor {
@@ -267,4 +271,30 @@ fn a_state_of_another_model_is_refused_by_name() {
         AdamWError::Shape { name, found, expected }
             if name == "exp_avg.x" && found == &[4] && expected == &[3]
     ));
+}
+
+#[test]
+fn what_only_kernels_compute_is_refused_without_them() {
+    let x = leaf(&[1.0], Kind::Float);
+    for (options, what) in [
+        (
+            AdamWOptions {
+                eight_bit: true,
+                ..OPTIONS
+            },
+            "moments of 8 bits",
+        ),
+        (
+            AdamWOptions {
+                stochastic_rounding: true,
+                ..OPTIONS
+            },
+            "random roundings",
+        ),
+    ] {
+        let error = AdamW::new(&[param("x", &x, 0.0)], &options).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with(what), "{text}");
+        assert!(text.contains("by the kernels of `adamw` only"), "{text}");
+    }
 }

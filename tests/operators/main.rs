@@ -4,6 +4,7 @@
 //! A program of its own: with the library loaded, `auto` takes kernels on the CPU.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod adamw;
 mod model;
 mod ops;
 

@@ -10,9 +10,11 @@ use tch::{Device, Kind};
 
 use crate::shim::{KERNEL_ARCHITECTURES, has_operator};
 
-/// An op that a model calls.
+/// An op of a model or of its training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
+    /// The optimizer's step.
+    AdamW,
     /// Scores, mask and weighted sum of full attention.
     Attention,
     /// Everything of a gated delta net between its projections.
@@ -148,7 +150,15 @@ struct Row {
     misfit: fn(&KernelFacts<'_>) -> Option<String>,
 }
 
-const ROWS: [Row; 7] = [
+const ROWS: [Row; 8] = [
+    Row {
+        op: Op::AdamW,
+        name: "adamw",
+        libtorch: "libtorch, fused",
+        operator: "adamw_step",
+        kernels: &["adamw"],
+        misfit: not_double,
+    },
     Row {
         op: Op::Attention,
         name: "attention",

@@ -11,6 +11,7 @@ use super::policy::{Kernels, Op, PolicyError};
 use super::rotary::{apply_rotary, mrope_cos_sin};
 use super::sequences::Sequences;
 use super::swiglu::swiglu;
+use crate::optim::{AdamW, AdamWOptions, OptimizedParam};
 
 /// Allowed `|x - reference| / |reference|` of outputs and gradients: some roundings of bfloat16. Sums that nearly cancel, as the
 /// gradients of the decay, are kept out of the cases.
@@ -37,23 +38,62 @@ pub fn self_check(kernels: Kernels, dtype: Kind, device: Device) -> Result<(), P
         let rounded: Vec<Tensor> = case.inputs.iter().map(|x| x.to_kind(dtype)).collect();
         let ours = run(&case, kernels, dtype, &rounded);
         let reference = run(&case, Kernels::REFERENCE, Kind::Float, &rounded);
-        for (index, (x, wanted)) in ours.iter().zip(&reference).enumerate() {
-            let distance = distance(x, wanted);
-            // Not `distance > BOUND`: NaN is off, too.
-            if !matches!(distance.partial_cmp(&BOUND), Some(std::cmp::Ordering::Less)) {
-                return Err(PolicyError::Differs {
-                    op: case.op.name(),
-                    what: match index {
-                        0 => "output".to_owned(),
-                        _ => format!("gradient {index}"),
-                    },
-                    device: format!("{device:?}"),
-                    distance,
-                });
-            }
+        compare(case.op, &ours, &reference, device)?;
+    }
+    if kernels.run(Op::AdamW) {
+        let [ours, reference] = [true, false].map(|kernels| [moved(kernels, dtype, device)]);
+        compare(Op::AdamW, &ours, &reference, device)?;
+    }
+    Ok(())
+}
+
+fn compare(
+    op: Op,
+    ours: &[Tensor],
+    reference: &[Tensor],
+    device: Device,
+) -> Result<(), PolicyError> {
+    for (index, (x, wanted)) in ours.iter().zip(reference).enumerate() {
+        let distance = distance(x, wanted);
+        // Not `distance > BOUND`: NaN is off, too.
+        if !matches!(distance.partial_cmp(&BOUND), Some(std::cmp::Ordering::Less)) {
+            return Err(PolicyError::Differs {
+                op: op.name(),
+                what: match index {
+                    0 => "output".to_owned(),
+                    _ => format!("gradient {index}"),
+                },
+                device: format!("{device:?}"),
+                distance,
+            });
         }
     }
     Ok(())
+}
+
+/// How far two clipped steps of the optimizer move parameters.
+fn moved(kernels: bool, dtype: Kind, device: Device) -> Tensor {
+    let start = wave(&[2111], 1.1, device).to_kind(dtype);
+    let param = OptimizedParam {
+        name: String::new(),
+        tensor: start.copy().set_requires_grad(true),
+        weight_decay: 0.1,
+    };
+    let options = AdamWOptions {
+        kernels,
+        ..AdamWOptions::default()
+    };
+    let mut optimizer = AdamW::new(std::slice::from_ref(&param), &options)
+        .expect("libtorch makes two small moments");
+    for step in [1.3, 1.7] {
+        let upstream = wave(&[2111], step, device).to_kind(dtype);
+        optimizer.zero_grad();
+        (&param.tensor * upstream).sum(dtype).backward();
+        optimizer
+            .step(0.1, Some(1.0))
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+    param.tensor.detach().to_kind(Kind::Float) - start.to_kind(Kind::Float)
 }
 
 /// The output, then the gradient of each input.

@@ -19,6 +19,25 @@ pub(crate) mod bridge {
         pub own_ns: u64,
     }
 
+    /// How [`AdamW`] steps.
+    #[namespace = "bridge_shim"]
+    #[derive(Debug, Clone, Copy)]
+    pub struct AdamWSettings {
+        pub beta1: f64,
+        pub beta2: f64,
+        pub eps: f64,
+        /// Whether bfloat16 parameters are stepped as float32 masters.
+        pub masters: bool,
+        /// Whether kernels step, and not libtorch; only they know what follows.
+        pub kernels: bool,
+        /// Whether moments are codes of 8 bits.
+        pub eight_bit: bool,
+        /// Whether bfloat16 parameters without masters are rounded at random.
+        pub stochastic: bool,
+        /// Of the roundings.
+        pub seed: u64,
+    }
+
     #[namespace = "at"]
     unsafe extern "C++" {
         include!("shim.h");
@@ -138,15 +157,11 @@ pub(crate) mod bridge {
         ) -> Result<UniquePtr<Tensor>>;
 
         type AdamW;
-        fn new_adamw(beta1: f64, beta2: f64, eps: f64, masters: bool) -> UniquePtr<AdamW>;
+        fn new_adamw(settings: &AdamWSettings) -> UniquePtr<AdamW>;
         fn add(self: Pin<&mut AdamW>, param: &Tensor, weight_decay: f64) -> Result<()>;
         fn step(self: Pin<&mut AdamW>, lr: f64, max_norm: f64) -> Result<f64>;
         fn zero_grad(self: &AdamW);
-        fn exp_avg(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
-        fn exp_avg_sq(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
-        fn steps(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
-        fn stepped(self: &AdamW, index: usize) -> Result<UniquePtr<Tensor>>;
-        fn has_master(self: &AdamW, index: usize) -> Result<bool>;
+        fn state(self: &AdamW, index: usize, part: &str) -> Result<UniquePtr<Tensor>>;
         fn publish(self: &AdamW) -> Result<()>;
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use bridge_core::AutoBridge;
 use bridge_torch::batch::Batch;
 use bridge_torch::model::{ForwardOptions, ModelOptions, ModelOutput, Qwen3VlModel};
+use bridge_torch::ops::policy::Op;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
@@ -117,6 +118,7 @@ pub(crate) fn load(bridge: &AutoBridge, options: &ModelOptions) -> anyhow::Resul
     let (_, implementations) = options.resolve_kernels(Some(&bridge.config().text))?;
     let ops: Vec<String> = implementations
         .iter()
+        .filter(|one| one.op != Op::AdamW.name()) // nothing is trained here
         .map(|one| format!("{}: {}", one.op, one.by))
         .collect();
     report::note(format_args!(

@@ -10,6 +10,7 @@ mod collate;
 pub mod config;
 mod evaluate;
 mod non_finite;
+mod optimizer;
 mod order;
 mod output;
 mod prefetch;

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use bridge_core::checkpoint::Overwrite;
 use bridge_core::{AutoBridge, Dtype};
 use bridge_torch::model::{ModelOptions, Qwen3VlModel, SaveOptions};
-use bridge_torch::optim::{AdamW, AdamWOptions, OptimizedParam};
+use bridge_torch::optim::{AdamW, OptimizedParam};
 use tch::Kind;
 
 use super::announce::{announce, conclude};
@@ -17,6 +17,7 @@ use super::checkpoint::{Checkpoint, DataState, StreamState, TrainerState};
 use super::collate::Layout;
 use super::config::{Resolved, RunConfig, RunDtype};
 use super::evaluate::Evaluation;
+use super::optimizer;
 use super::order::{Order, Place, split};
 use super::output::{Existing, Output, write_whole};
 use super::prefetch::Prefetch;
@@ -92,7 +93,8 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
         kernels: config.kernels.policy.parse()?,
         mtp: config.mtp_loss_scaling_factor > 0.0,
     };
-    let (_, implementations) = model_options.resolve_kernels(Some(&bridge.config().text))?;
+    let (chosen, implementations) = model_options.resolve_kernels(Some(&bridge.config().text))?;
+    let adamw = optimizer::options(config, kind, chosen, &implementations)?;
     let kernels: BTreeMap<String, String> = implementations
         .into_iter()
         .map(|op| (op.op.to_owned(), op.by))
@@ -189,11 +191,6 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     if params.is_empty() {
         bail!("every part of the model is frozen; take one out of `freeze`");
     }
-    let adamw = AdamWOptions {
-        betas: (config.adam_beta1, config.adam_beta2),
-        eps: config.adam_epsilon,
-        masters: config.master_weights,
-    };
     let mut optimizer = AdamW::new(&params, &adamw)?;
     if let Some(checkpoint) = &resumed {
         restore(checkpoint, &model, &mut optimizer)?;

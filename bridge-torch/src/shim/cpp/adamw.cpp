@@ -16,24 +16,27 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <string>
 #include <utility>
 
+#include "bridge-torch/src/shim/ffi.rs.h"
+#include "kernels.h"
 #include "sum_of_squares.h"
 
 namespace bridge_shim {
 
 namespace {
 
-using Tensors = std::vector<at::Tensor>;
+using List = std::vector<at::Tensor>;
 
 bool has_master_copy(const at::Tensor& param, const at::Tensor& stepped) {
   return !param.is_same(stepped);
 }
 
 // In float64, whatever the gradients' kind: a bfloat16 result would be off by 0.4 %.
-double global_norm(const Tensors& grads) {
+double global_norm(const List& grads) {
   double sum = 0;
-  Tensors others;
+  List others;
   for (const auto& grad : grads) {
     if (grad.device().is_cpu() && grad.scalar_type() == at::kBFloat16 && grad.is_contiguous()) {
       sum += sum_of_squares(grad);
@@ -52,32 +55,76 @@ double global_norm(const Tensors& grads) {
 
 }  // namespace
 
-AdamW::AdamW(double beta1, double beta2, double eps, bool masters)
-    : beta1_(beta1), beta2_(beta2), eps_(eps), masters_(masters) {}
+AdamW::AdamW(const AdamWSettings& settings) : settings_(std::make_unique<AdamWSettings>(settings)) {}
+
+AdamW::~AdamW() = default;
 
 void AdamW::add(const at::Tensor& param, double weight_decay) {
   const at::AutoGradMode no_grad(false);
   Slot slot;
   slot.param = param;
   slot.weight_decay = weight_decay;
-  const bool master = masters_ && param.scalar_type() == at::kBFloat16;
+  const bool master = settings_->masters && param.scalar_type() == at::kBFloat16;
   slot.stepped = master ? param.to(at::kFloat) : param;
-  if (master) {
+  const auto plain = param.options().requires_grad(false);
+  auto moments = plain.dtype(slot.stepped.scalar_type());
+  if (settings_->kernels) {
+    moments = plain.dtype(settings_->eight_bit ? at::kByte : at::kFloat);
+  } else if (master) {
     slot.grad = at::empty_like(slot.stepped);
   }
-  slot.exp_avg = at::zeros_like(slot.stepped).requires_grad_(false);
-  slot.exp_avg_sq = at::zeros_like(slot.stepped).requires_grad_(false);
-  slot.steps = at::zeros({}, param.options().dtype(at::kFloat).requires_grad(false));
+  slot.exp_avg = at::zeros_like(slot.stepped, moments);
+  slot.exp_avg_sq = at::zeros_like(slot.stepped, moments);
+  if (settings_->eight_bit) {
+    slot.exp_avg_scale = at::zeros({(param.numel() + 255) / 256}, plain.dtype(at::kFloat));
+    slot.exp_avg_sq_scale = at::zeros_like(slot.exp_avg_scale);
+  }
+  slot.steps = at::zeros({}, plain.dtype(at::kFloat));
   slots_.push_back(std::move(slot));
+  table_.clear();
 }
 
 double AdamW::step(double lr, double max_norm) {
   const at::AutoGradMode no_grad(false);
+  return settings_->kernels ? kernel_step(lr, max_norm) : fused_step(lr, max_norm);
+}
+
+double AdamW::kernel_step(double lr, double max_norm) {
+  using Optional = std::optional<at::Tensor>;
+  const auto present = [](const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; };
+  if (table_.empty()) {
+    AdamWLists lists;
+    for (const auto& slot : slots_) {
+      lists.parameters.push_back(slot.param);
+      lists.masters.push_back(has_master_copy(slot.param, slot.stepped) ? Optional(slot.stepped) : std::nullopt);
+      lists.exp_avg.push_back(slot.exp_avg);
+      lists.exp_avg_sq.push_back(slot.exp_avg_sq);
+      lists.exp_avg_scale.push_back(present(slot.exp_avg_scale));
+      lists.exp_avg_sq_scale.push_back(present(slot.exp_avg_sq_scale));
+      lists.counts.push_back(slot.steps);
+      lists.weight_decays.push_back(slot.weight_decay);
+    }
+    table_ = kernel_adamw_table(lists);
+  }
+  std::vector<Optional> gradients;
+  for (const auto& slot : slots_) {
+    gradients.push_back(present(slot.param.grad()));
+  }
+  const at::Tensor norm =
+      kernel_adamw_step(table_, gradients, lr, settings_->beta1, settings_->beta2, settings_->eps, std::max(max_norm, 0.0),
+                        settings_->stochastic, static_cast<int64_t>(settings_->seed));
+  for (const auto& slot : slots_) {
+    slot.param.unsafeGetTensorImpl()->bump_version();  // a backward pass through an older graph must notice
+  }
+  return norm.item<double>();
+}
+
+double AdamW::fused_step(double lr, double max_norm) {
   struct Group {
-    Tensors params, grads, exp_avgs, exp_avg_sqs, steps;
+    List params, grads, exp_avgs, exp_avg_sqs, steps;
   };
   std::map<std::pair<double, at::ScalarType>, Group> groups;
-  Tensors raw, wide, params, masters, all;
+  List raw, wide, params, masters, all;
   for (const auto& slot : slots_) {
     const at::Tensor& grad = slot.param.grad();
     if (!grad.defined()) {
@@ -116,7 +163,7 @@ double AdamW::step(double lr, double max_norm) {
     }
     at::_foreach_add_(group.steps, 1);  // the fused step divides by 1 - beta^steps
     at::_fused_adamw_(group.params, group.grads, group.exp_avgs, group.exp_avg_sqs, {}, group.steps,
-                      lr, beta1_, beta2_, key.first, eps_, /*amsgrad=*/false, /*maximize=*/false,
+                      lr, settings_->beta1, settings_->beta2, key.first, settings_->eps, /*amsgrad=*/false, /*maximize=*/false,
                       grad_scale, std::nullopt);
   }
   if (!params.empty()) {
@@ -131,24 +178,18 @@ void AdamW::zero_grad() const {
   }
 }
 
-std::unique_ptr<at::Tensor> AdamW::exp_avg(size_t index) const {
-  return std::make_unique<at::Tensor>(slots_.at(index).exp_avg);
-}
-
-std::unique_ptr<at::Tensor> AdamW::exp_avg_sq(size_t index) const {
-  return std::make_unique<at::Tensor>(slots_.at(index).exp_avg_sq);
-}
-
-std::unique_ptr<at::Tensor> AdamW::steps(size_t index) const {
-  return std::make_unique<at::Tensor>(slots_.at(index).steps);
-}
-
-std::unique_ptr<at::Tensor> AdamW::stepped(size_t index) const {
-  return std::make_unique<at::Tensor>(slots_.at(index).stepped);
-}
-
-bool AdamW::has_master(size_t index) const {
-  return has_master_copy(slots_.at(index).param, slots_.at(index).stepped);
+std::unique_ptr<at::Tensor> AdamW::state(size_t index, rust::Str part) const {
+  const Slot& slot = slots_.at(index);
+  const std::map<std::string, at::Tensor> parts = {
+      {"exp_avg", slot.exp_avg},
+      {"exp_avg_sq", slot.exp_avg_sq},
+      {"exp_avg_scale", slot.exp_avg_scale},
+      {"exp_avg_sq_scale", slot.exp_avg_sq_scale},
+      {"step", slot.steps},
+      {"master", has_master_copy(slot.param, slot.stepped) ? slot.stepped : at::Tensor()},
+  };
+  const at::Tensor& found = parts.at(std::string(part));
+  return found.defined() ? std::make_unique<at::Tensor>(found) : nullptr;
 }
 
 void AdamW::publish() const {
@@ -160,8 +201,6 @@ void AdamW::publish() const {
   }
 }
 
-std::unique_ptr<AdamW> new_adamw(double beta1, double beta2, double eps, bool masters) {
-  return std::make_unique<AdamW>(beta1, beta2, eps, masters);
-}
+std::unique_ptr<AdamW> new_adamw(const AdamWSettings& settings) { return std::make_unique<AdamW>(settings); }
 
 }  // namespace bridge_shim

@@ -3,16 +3,22 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "rust/cxx.h"
+
 namespace bridge_shim {
 
-// AdamW over at::_fused_adamw_ with global-norm clipping inside the fused pass.
+struct AdamWSettings;  // shared with Rust
+
+// AdamW with global-norm clipping inside the pass: at::_fused_adamw_, or the kernels.
 // With masters, bfloat16 parameters are stepped in float32 and copied back; every buffer lives as long as this object.
 class AdamW {
  public:
-  AdamW(double beta1, double beta2, double eps, bool masters);
+  explicit AdamW(const AdamWSettings& settings);
+  ~AdamW();
 
   void add(const at::Tensor& param, double weight_decay);
   // One step on the gradients that exist; returns their global L2 norm before clipping.
@@ -20,26 +26,26 @@ class AdamW {
   double step(double lr, double max_norm);
   void zero_grad() const;
 
-  std::unique_ptr<at::Tensor> exp_avg(size_t index) const;
-  std::unique_ptr<at::Tensor> exp_avg_sq(size_t index) const;
-  std::unique_ptr<at::Tensor> steps(size_t index) const;
-  // The tensor that is stepped: the float32 master, or the parameter itself.
-  std::unique_ptr<at::Tensor> stepped(size_t index) const;
-  bool has_master(size_t index) const;
+  // A part of what a saved state holds of a parameter: exp_avg, exp_avg_sq, exp_avg_scale, exp_avg_sq_scale, step or master;
+  // null where it has none.
+  std::unique_ptr<at::Tensor> state(size_t index, rust::Str part) const;
   // Copies masters into their parameters, after a state was loaded.
   void publish() const;
 
  private:
   struct Slot {
-    at::Tensor param, stepped, grad, exp_avg, exp_avg_sq, steps;
+    at::Tensor param, stepped, grad, exp_avg, exp_avg_sq, exp_avg_scale, exp_avg_sq_scale, steps;
     double weight_decay;
   };
 
-  double beta1_, beta2_, eps_;
-  bool masters_;
+  double fused_step(double lr, double max_norm);
+  double kernel_step(double lr, double max_norm);
+
+  std::unique_ptr<AdamWSettings> settings_;
   std::vector<Slot> slots_;
+  std::vector<at::Tensor> table_;  // of the kernels; made by the first step
 };
 
-std::unique_ptr<AdamW> new_adamw(double beta1, double beta2, double eps, bool masters);
+std::unique_ptr<AdamW> new_adamw(const AdamWSettings& settings);
 
 }  // namespace bridge_shim

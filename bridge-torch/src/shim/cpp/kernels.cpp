@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <dlfcn.h>
@@ -99,6 +100,21 @@ std::unique_ptr<at::Tensor> kernel_linear_cross_entropy(const at::Tensor& hidden
                                                         const at::Tensor& targets, double normalizer) {
   return one(call<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
       "linear_cross_entropy", hidden, weight, targets, normalizer));
+}
+
+std::vector<at::Tensor> kernel_adamw_table(const AdamWLists& lists) {
+  using Optionals = c10::List<OptionalTensor>;
+  return call<std::vector<at::Tensor>(at::TensorList, const Optionals&, at::TensorList, at::TensorList, const Optionals&,
+                                      const Optionals&, at::TensorList, at::ArrayRef<double>)>(
+      "adamw_table", lists.parameters, Optionals(lists.masters), lists.exp_avg, lists.exp_avg_sq, Optionals(lists.exp_avg_scale),
+      Optionals(lists.exp_avg_sq_scale), lists.counts, lists.weight_decays);
+}
+
+at::Tensor kernel_adamw_step(const std::vector<at::Tensor>& table, const std::vector<OptionalTensor>& gradients, double lr,
+                             double beta1, double beta2, double eps, double max_norm, bool stochastic, int64_t seed) {
+  return call<at::Tensor(at::TensorList, const c10::List<OptionalTensor>&, double, double, double, double, double, bool,
+                         int64_t)>("adamw_step", table, c10::List<OptionalTensor>(gradients), lr, beta1, beta2, eps, max_norm,
+                                   stochastic, seed);
 }
 
 }  // namespace bridge_shim

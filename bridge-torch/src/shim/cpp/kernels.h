@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "rust/cxx.h"
 #include "tensors.h"
@@ -37,5 +39,15 @@ std::unique_ptr<at::Tensor> kernel_routed_experts(const at::Tensor& x, const at:
                                                   const at::Tensor& shared, const at::Tensor& gate);
 std::unique_ptr<at::Tensor> kernel_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                                         const at::Tensor& targets, double normalizer);
+
+// What a step of AdamW goes through, an entry a parameter.
+struct AdamWLists {
+  std::vector<at::Tensor> parameters, exp_avg, exp_avg_sq, counts;
+  std::vector<std::optional<at::Tensor>> masters, exp_avg_scale, exp_avg_sq_scale;
+  std::vector<double> weight_decays;
+};
+std::vector<at::Tensor> kernel_adamw_table(const AdamWLists& lists);
+at::Tensor kernel_adamw_step(const std::vector<at::Tensor>& table, const std::vector<std::optional<at::Tensor>>& gradients,
+                             double lr, double beta1, double beta2, double eps, double max_norm, bool stochastic, int64_t seed);
 
 }  // namespace bridge_shim

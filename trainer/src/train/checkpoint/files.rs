@@ -212,13 +212,14 @@ fn num_bytes(tensor: &Tensor) -> Result<usize, tch::TchError> {
     Ok(tensor.numel() * tensor.f_kind()?.elt_size_in_bytes())
 }
 
-const KINDS: [(Kind, Dtype, &str); 6] = [
+const KINDS: [(Kind, Dtype, &str); 7] = [
     (Kind::Float, Dtype::F32, "F32"),
     (Kind::BFloat16, Dtype::BF16, "BF16"),
     (Kind::Double, Dtype::F64, "F64"),
     (Kind::Half, Dtype::F16, "F16"),
     (Kind::Int64, Dtype::I64, "I64"),
     (Kind::Int, Dtype::I32, "I32"),
+    (Kind::Uint8, Dtype::U8, "U8"),
 ];
 
 fn dtype_word(kind: Kind) -> &'static str {

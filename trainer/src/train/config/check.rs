@@ -134,6 +134,12 @@ pub(super) fn check(
             "needs max_length, the tokens of a pack".to_owned(),
         );
     }
+    if config.stochastic_rounding && config.master_weights {
+        wrong(
+            "stochastic_rounding",
+            "rounds weights that have no float32 masters; set master_weights=false, too".to_owned(),
+        );
+    }
     words(&config.freeze, &FREEZE_PARTS, |message| {
         wrong("freeze", message)
     });
@@ -177,6 +183,7 @@ mod tests {
             "eval_split=0.1",
             "packing=true",
             "freeze=vison",
+            "stochastic_rounding=true",
             "device=gpu",
             "adam_beta1=1.0",
             "learning_rate=0.0",
@@ -190,6 +197,7 @@ mod tests {
         for part in [
             "contradicts warmup_steps",
             "contradicts eval_data",
+            "rounds weights that have no float32 masters; set master_weights=false",
             "needs max_length",
             "`vison` is none of vision, projector, language, mtp; did you mean `vision`?",
             "`gpu` is none of auto, cpu, cuda",

@@ -408,7 +408,7 @@ pub(super) fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Op
 
 #[cfg(test)]
 mod tests {
-    use super::super::{OnNonFinite, SchedulerType};
+    use super::super::{OnNonFinite, Optim, SchedulerType};
     use super::*;
 
     fn set(settings: &[&str]) -> Result<Resolved, ConfigError> {
@@ -514,6 +514,14 @@ mod tests {
         assert_eq!(config.no_decay, ["*.bias"]);
         let hydra = set(&["freeze=[vision, projector]"]).unwrap().config;
         assert_eq!(hydra.freeze, ["vision", "projector"]);
+        for (name, optim) in [
+            ("adamw_torch_fused", Optim::AdamW),
+            ("adamw_8bit", Optim::AdamW8Bit),
+            ("adamw_bnb_8bit", Optim::AdamW8Bit),
+        ] {
+            let config = set(&[&format!("optim={name}")]).unwrap().config;
+            assert_eq!(config.optim, optim);
+        }
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub struct RunConfig {
     /// Megatron names without weight decay; `*` stands for anything.
     #[serde(deserialize_with = "list")]
     pub no_decay: Vec<String>,
+    /// adamw, or adamw_8bit: moments of 8 bits, with the kernels only.
+    pub optim: Optim,
     /// Decay of the gradient's running mean.
     pub adam_beta1: f64,
     /// Decay of the squared gradient's running mean.
@@ -97,6 +99,8 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
     /// Keep float32 master weights when the model is bfloat16.
     pub master_weights: bool,
+    /// Round bfloat16 weights without masters at random, so that small steps are not lost; with the kernels only.
+    pub stochastic_rounding: bool,
 
     /// Parts that do not train: vision, projector, language, mtp.
     #[serde(deserialize_with = "list")]
@@ -164,11 +168,13 @@ impl Default for RunConfig {
             min_lr_ratio: 0.0,
             weight_decay: 0.0,
             no_decay: owned(&NO_DECAY),
+            optim: Optim::AdamW,
             adam_beta1: 0.9,
             adam_beta2: 0.95,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             master_weights: true,
+            stochastic_rounding: false,
             freeze: Vec::new(),
             mtp_loss_scaling_factor: 0.1,
             router_aux_loss_coef: None,
@@ -252,6 +258,17 @@ pub enum SchedulerType {
     Linear,
     /// Falls along half a cosine.
     Cosine,
+}
+
+/// The optimizer; the names of transformers are taken, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Optim {
+    /// Moments in the dtype of what is stepped.
+    #[serde(rename = "adamw", alias = "adamw_torch", alias = "adamw_torch_fused")]
+    AdamW,
+    /// Moments as codes of 8 bits with a scale for each 256 of them.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    AdamW8Bit,
 }
 
 /// What to do when a loss or gradient is not finite.
