@@ -603,6 +603,24 @@ fn the_chosen_kernels_are_printed_and_recorded_and_missing_ones_are_refused() {
 }
 
 #[test]
+fn dropout_that_a_config_asks_for_is_refused_and_not_left_out_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = scaled(dir.path(), "dense_vl", &[]);
+    let config = model.join("config.json");
+    let text = fs_err::read_to_string(&config).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    json["text_config"]["attention_dropout"] = json!(0.1);
+    fs_err::write(&config, json.to_string()).unwrap();
+    let run = Run::new(&model, text_rows(dir.path()), dir.path().join("out"));
+    let text = run.fail();
+    assert!(
+        text.contains("config.json asks for attention_dropout 0.1"),
+        "{text}"
+    );
+    assert!(!run.output.exists());
+}
+
+#[test]
 fn overwrite_costs_the_earlier_run_nothing_until_the_new_one_begins() {
     let dir = tempfile::tempdir().unwrap();
     let data = text_rows(dir.path());

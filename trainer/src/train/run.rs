@@ -80,6 +80,14 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     let bridge = AutoBridge::from_hf_pretrained(&config.model)
         .with_context(|| format!("open the model {}", config.model.display()))?;
 
+    let dropout = bridge.config().text.attention_dropout;
+    if dropout != 0.0 {
+        bail!(
+            "{} asks for attention_dropout {dropout}, which is not trained with here; set it to 0.0 there",
+            config.model.join("config.json").display()
+        );
+    }
+
     // What computes.
     let kind = match config.dtype {
         RunDtype::Float32 => Kind::Float,
