@@ -25,10 +25,9 @@ pub(crate) fn large_model(dir: &Path) {
     assert_eq!(code, 0, "{stderr}");
 }
 
-/// Starts `trainer convert`, sends it a signal as soon as something half-made lies in `folder`, and gives code and stderr.
+/// Starts the trainer, sends it a signal as soon as something half-made lies in `folder`, and gives code and stderr.
 fn interrupted(signal: &str, args: &[&OsStr], folder: &Path) -> (Option<i32>, String) {
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("trainer"))
-        .arg("convert")
         .args(args)
         .stderr(Stdio::piped())
         .spawn()
@@ -78,11 +77,18 @@ fn an_interrupt_takes_away_what_is_half_made() {
         model.display(),
         folder.join("out").display()
     );
+    let init = format!(
+        "--config {} --output {} --dtype bfloat16",
+        model.with_extension("json").display(),
+        folder.join("out").display()
+    );
     for (command, args) in [
-        ("shard", shard(&folder.join("out"))),
-        ("unshard", words(&back)),
+        ("convert shard", shard(&folder.join("out"))),
+        ("convert unshard", words(&back)),
+        ("init", words(&init)),
     ] {
-        let args: Vec<&OsStr> = std::iter::once(command)
+        let args: Vec<&OsStr> = command
+            .split(' ')
             .chain(args.iter().map(String::as_str))
             .map(OsStr::new)
             .collect();
@@ -118,7 +124,7 @@ fn a_killed_run_leaves_nothing_that_looks_complete() {
     fs_err::create_dir(&folder).unwrap();
     let output = folder.join("rank0.safetensors");
     let args = format!(
-        "shard --hf-model {} --output {}",
+        "convert shard --hf-model {} --output {}",
         model.display(),
         output.display()
     );
@@ -141,11 +147,7 @@ fn a_killed_run_leaves_nothing_that_looks_complete() {
     );
     assert_eq!(code, 1);
     assert!(stderr.contains("holds no .safetensors files"), "{stderr}");
-    let more: Vec<String> = args[1..]
-        .iter()
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    let (code, _, stderr) = convert("shard", &more);
+    let (code, _, stderr) = trainer(args);
     assert_eq!(code, 0, "{stderr}");
     ShardFile::open(&output).unwrap();
 }

@@ -19,6 +19,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::interrupt::Interrupt;
 use crate::hub::{self, Lookup, Wanted};
 
 /// Elements that one thread makes at a time; also the length of one random stream, so results do not depend on threads.
@@ -91,6 +92,7 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
     );
     let overwrite = Overwrite::from(args.overwrite);
     let started = std::time::Instant::now();
+    let interrupt = Interrupt::listen()?;
     let writer = HfWriter::create(&layout, &args.output, overwrite)?;
     for (name, info) in layout.tensors() {
         let parameter = registry
@@ -98,7 +100,7 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
             .expect("the layout is made of the registry's names");
         let source = Noise::new(args.seed, name, parameter, &config);
         source
-            .write(name, info, &writer)
+            .write(name, info, &interrupt.sink(&writer))
             .with_context(|| format!("write {}", args.output.display()))?;
     }
     let mut written = config.clone();
@@ -165,7 +167,7 @@ impl Noise {
     }
 
     /// Streams the tensor to the writer, a chunk a thread at a time.
-    fn write(&self, name: &str, info: &TensorInfo, writer: &HfWriter) -> anyhow::Result<()> {
+    fn write(&self, name: &str, info: &TensorInfo, sink: &dyn TensorSink) -> anyhow::Result<()> {
         let numel = info.numel();
         let size = info.dtype.size_bytes();
         (0..numel.div_ceil(CHUNK))
@@ -176,7 +178,7 @@ impl Noise {
                 bytes.clear();
                 bytes.reserve(count * size);
                 self.fill(chunk as u64, count, info.dtype, bytes);
-                writer.write(name, (start * size) as u64, bytes)
+                sink.write(name, (start * size) as u64, bytes)
             })?;
         Ok(())
     }
