@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | bench | kernels | ffi | install | test-ffi | kernels-check | gpu-check | test-peers      (see README.md)
+# make setup | demo | test | lint | audit | bench | kernels | ffi | install | test-ffi | kernels-check | gpu-check | test-peers      (see README.md)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-ffi demo test test-ffi lint bench kernels ffi install torch-ops kernels-check gpu-check fuzz test-peers clean-demo
+.PHONY: help setup setup-ffi demo test test-ffi lint audit bench kernels ffi install torch-ops kernels-check gpu-check fuzz test-peers clean-demo
 
 VENV := .venv
 PEERS := .venv-peers
@@ -13,6 +13,7 @@ CUDA ?= 0
 NVCC := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
   nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
 CMAKE_WHEEL := cmake==4.4.5
+CARGO_DENY := cargo-deny@0.20.2
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 PREFIX ?= /usr/local
 
@@ -39,6 +40,7 @@ help:
 	@echo 'make demo        fine-tune the tiny MoE model on pictures of shapes and ask it about them'
 	@echo 'make test        every test'
 	@echo 'make lint        format, clippy and docs, warnings as errors'
+	@echo 'make audit       known advisories, licences and sources of the crates that we are built from (wants github.com)'
 	@echo 'make bench       the criterion suites'
 	@echo 'make kernels     every CUDA kernel: into the release binary, and as target/kernels/libmegatron_bridge_kernels.so for Python'
 	@echo 'make ffi         libmegatron_bridge, shared and static, into target/ffi, for C++ and C'
@@ -101,6 +103,11 @@ lint: tools $(READY)
 	cargo clippy --release -p trainer -p tests --no-default-features --features hub --all-targets -- -D warnings
 	cargo clippy --release -p fuzz --features libfuzzer --bins -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
+
+# The licences and sources are in make test, too; the advisories come from github.com.
+audit: tools
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked $(CARGO_DENY)
+	cargo deny check
 
 bench: tools $(READY)
 	cargo bench -p benches
