@@ -214,13 +214,23 @@ impl StagedFiles {
     /// Syncs a file all of whose parts have arrived, reads it back when that was asked for, and records it.
     pub(in crate::checkpoint) fn finish_file(&self, file: usize) -> Result<(), CheckpointError> {
         let file = &self.files[file];
-        sync_file(&file.file, &file.path)?;
+        // The disk is busy with the one while the processors are with the other. What is read comes from the page cache, before
+        // a sync and after it.
+        let (synced, found) = std::thread::scope(|scope| {
+            let sync = scope.spawn(|| sync_file(&file.file, &file.path));
+            let found = match self.read_back {
+                ReadBack::Yes => file.checksums().map(Some),
+                ReadBack::No => Ok(None),
+            };
+            (sync.join(), found)
+        });
+        synced.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let handed_in: Vec<u32> = file
             .parts
             .iter()
             .map(|part| lock(&part.written).crc())
             .collect();
-        if self.read_back == ReadBack::Yes && file.checksums()? != handed_in {
+        if found?.is_some_and(|found| found != handed_in) {
             return Err(CheckpointError::ReadBack {
                 path: file.path.clone(),
                 dir: self.target().to_owned(),
