@@ -83,7 +83,7 @@ pub fn run(resolved: &Resolved, options: &RunOptions) -> anyhow::Result<Outcome>
     let dropout = bridge.config().text.attention_dropout;
     if dropout != 0.0 {
         bail!(
-            "{} asks for attention_dropout {dropout}, which is not trained with here; set it to 0.0 there",
+            "{} asks for attention_dropout {dropout}, but training here drops nothing; set it to 0.0 there",
             config.model.join("config.json").display()
         );
     }

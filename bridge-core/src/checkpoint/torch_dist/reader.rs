@@ -381,9 +381,12 @@ impl TensorSource for TorchDistCheckpoint {
         let last = Cell::new(None);
         Ok(Box::new(move |offset_bytes, into| {
             check_range(name, offset_bytes, into.len(), num_bytes)?;
+            if into.is_empty() {
+                return Ok(());
+            }
             let end = offset_bytes + into.len() as u64;
             for (box_number, (part, reach)) in tensor.boxes.iter().zip(&reaches).enumerate() {
-                if into.is_empty() || reach.start >= end || reach.end <= offset_bytes {
+                if reach.start >= end || reach.end <= offset_bytes {
                     continue;
                 }
                 let file = match last.take() {
